@@ -4,6 +4,7 @@
     ├── InputError               3   a file or argument from the user is wrong; carries every fault at once
     ├── InfeasibleError          4   proven: no plan satisfies all demands
     ├── NoPlanInTimeError        5   the limits ran out before any plan was found
+    ├── ExcessTooLargeError      6   a plan was found, but further from the bound than was asked for
     ├── PolicyRefusedError       7   the policy forbids what was asked for
     ├── AuditFailedError         8   evidence does not hold
     └── ExecutorFailedError      9   a plan could not be carried out
@@ -72,6 +73,12 @@ class NoPlanInTimeError(EchelonError):
     """The limits ran out before any plan was found; nothing is proven."""
 
     exit_code = 5
+
+
+class ExcessTooLargeError(EchelonError):
+    """A plan was found, but its proven distance from the best one is larger than was asked for."""
+
+    exit_code = 6
 
 
 class PolicyRefusedError(EchelonError):
