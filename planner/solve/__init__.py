@@ -1,0 +1,1 @@
+"""Ways to solve the placement problem, one file per way, behind one interface."""
