@@ -2,7 +2,7 @@
 
 `planner`, `executors`, `costmodels` and `policies` are common words. Another distribution of such a name, or
 a folder in the working directory, replaces a part of this product without a word. For a package that decides
-what may cross a boundary that must be loud, so the command line, every worker and the audit verifier call this
+what may cross a boundary that must be loud: the command line, every worker and the audit verifier call this
 first.
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Annotated, Any
 
 import typer
@@ -35,7 +36,7 @@ def _declarations(
 
 
 def common_parameters() -> list[Any]:
-    """The common flags as parameters for a command: they set up its console and are not passed to its function."""
+    """The common flags as parameters of a command: they set up its console; its function never sees them."""
     scratch = typer.Typer(add_completion=False, rich_markup_mode=None)
     scratch.command("flags")(_declarations)
     parameters = list(typer.main.get_command(scratch).params)
@@ -45,7 +46,7 @@ def common_parameters() -> list[Any]:
     return parameters
 
 
-def _store(ctx: typer.Context, parameter: Any, value: Any) -> Any:
+def _store(ctx: Any, parameter: Any, value: Any) -> Any:
     console = console_of(ctx)
     if value is not None:
         setattr(console, _FIELDS[parameter.name], value)
@@ -55,8 +56,7 @@ def _store(ctx: typer.Context, parameter: Any, value: Any) -> Any:
 def console_for(argv: Sequence[str]) -> Console:
     """A console that already knows the answer's format, for faults met before or while the flags are read."""
     words = list(argv)[: list(argv).index("--")] if "--" in argv else list(argv)
-    pairs = zip(words, words[1:], strict=False)
-    is_json = "--format=json" in words or ("--format", "json") in set(pairs)
+    is_json = "--format=json" in words or ("--format", "json") in pairwise(words)
     console = Console(format=OutputFormat.JSON if is_json else OutputFormat.TEXT)
     console.verbose = "-v" in words or "--verbose" in words
     console.no_color = "--no-color" in words

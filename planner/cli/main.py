@@ -1,7 +1,7 @@
 """`echelon`: finds the command, loads its module, runs it, and turns every ending into an exit code.
 
-A command lives in `planner/cli/cmd_<name>.py` and offers `register(app: typer.Typer) -> None`, which adds one command
-(or group) of that name. The names and one-line helps stand here, so `echelon --help` loads none of them.
+A command lives in `planner/cli/cmd_<name>.py` and offers `register(app: typer.Typer) -> None`, which adds one
+command (or group) of that name. The names and one-line helps stand here, so that `echelon --help` loads none.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class LazyCommands(TyperGroup):
 
 
 def load_command(name: str) -> Any:
-    """Import `planner.cli.cmd_<name>` and build its command, with the common flags at the end of its options."""
+    """Import `planner.cli.cmd_<name>` and build its command, with the common flags behind its own."""
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
     importlib.import_module(f"planner.cli.cmd_{name}").register(app)
     command = typer.main.get_group(app).commands[name]
@@ -134,7 +134,7 @@ def installed_version() -> str:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Run one command line and return its exit code. Nothing escapes but a request to stop the interpreter."""
+    """Run one command line and return its exit code; every fault ends in an answer, none in a traceback."""
     console = console_for(argv)
     try:
         require_one_home()
