@@ -55,5 +55,5 @@ for have in "$venv"/.echelon-"$stamp"-*; do
     case ",${have##*-}," in *",$extras,"*) exit 0 ;; esac
 done
 echo "installing echelon[$extras] into $venv"
-$venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$extras]"
+$venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[$extras]"
 : > "$venv/.echelon-$stamp-$extras"

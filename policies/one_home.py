@@ -8,9 +8,12 @@ first.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import importlib.util
 import sys
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 
 from policies.errors import EchelonError
@@ -60,3 +63,25 @@ def require_one_home(homes: Mapping[str, Path | None] | None = None) -> Path:
             " leave the folder you are in, or install echelon again"
         ),
     )
+
+
+def files_unlike_record(distribution: metadata.Distribution) -> tuple[str, ...]:
+    """Installed files that are missing or differ from the hash in the distribution's RECORD, sorted by path.
+
+    Args:
+        distribution: as `importlib.metadata.distribution` finds it; files without a hash are left out.
+    """
+    unlike: list[str] = []
+    for file in distribution.files or ():
+        if file.hash is None:
+            continue
+        try:
+            content = Path(str(file.locate())).read_bytes()
+        except OSError:
+            unlike.append(str(file))
+            continue
+        digest = hashlib.new(file.hash.mode, content).digest()
+        # Digests in RECORD are URL-safe base64 without padding (PyPA: "Recording installed projects").
+        if base64.urlsafe_b64encode(digest).rstrip(b"=").decode() != file.hash.value:
+            unlike.append(str(file))
+    return tuple(sorted(unlike))
