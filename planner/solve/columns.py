@@ -1,0 +1,147 @@
+"""Replica columns: priced paths with the devices they take, and the pool that collects them.
+
+Legend: P columns of the pool, C device classes, R capacity rows, J templates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from planner.objective import Replica, StageChoice, price_replica, step_time_s
+from planner.problem import BoundaryProblem
+from planner.solve.pathdp import PathDp, trace_entries
+from planner.solve.tables import FloatArray, IntArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """One replica. `fill_s` is busy plus transfer seconds of one micro-batch, `real` whether the fleet can form it."""
+
+    mode_i: int
+    stages: tuple[StageChoice, ...]
+    step_s: float
+    tokens_per_s: float
+    fill_s: float
+    load_s: float
+    usage_C: IntArray
+    real: bool
+
+    @property
+    def key(self) -> tuple[int, tuple[StageChoice, ...]]:
+        """What makes two columns the same."""
+        return (self.mode_i, self.stages)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """Constant arrays of a boundary problem that all parts of the solver share."""
+
+    usage_JC: IntArray
+    coefficient_RC: FloatArray
+    limit_R: FloatArray
+    devices_C: IntArray
+    usd_C: FloatArray
+    site_C: IntArray
+    num_sites: int
+
+
+def build_shape(problem: BoundaryProblem) -> Shape:
+    """Usage, capacity and price of a problem as arrays."""
+    num_classes = len(problem.classes)
+    usage_JC = np.zeros((len(problem.templates), num_classes), dtype=np.int64)
+    for template in problem.templates:
+        for class_i, count in template.usage:
+            usage_JC[template.template_i, class_i] = count
+    coefficient_RC = np.zeros((len(problem.rows), num_classes))
+    for r, row in enumerate(problem.rows):
+        for class_i, coefficient in row.coefficients:
+            coefficient_RC[r, class_i] = coefficient
+    return Shape(
+        usage_JC=usage_JC,
+        coefficient_RC=coefficient_RC,
+        limit_R=np.array([row.limit for row in problem.rows]),
+        devices_C=np.array([c.num_devices for c in problem.classes], dtype=np.int64),
+        usd_C=np.array([c.device.usd_per_hour for c in problem.classes]),
+        site_C=np.array([c.site_i for c in problem.classes], dtype=np.int64),
+        num_sites=len(problem.site_ids),
+    )
+
+
+def fits(shape: Shape, usage_C: IntArray, limit_R: FloatArray) -> bool:
+    """Whether the devices of one or more replicas respect every capacity row."""
+    return bool(np.all(shape.coefficient_RC @ usage_C <= limit_R * (1 + 1e-12) + 1e-9))
+
+
+def column_of(problem: BoundaryProblem, shape: Shape, dp: PathDp, stages_left_i: int, site_i: int) -> Column:
+    """The least path of a start as a priced column."""
+    tables = dp.view.tables
+    entries = trace_entries(dp, stages_left_i, site_i)
+    stages = tuple(stage for stage, _ in entries)
+    index_E = np.array([entry for _, entry in entries])
+    busy_s = dp.view.busy_E[index_E]
+    load_s = dp.view.load_E[index_E]
+    template_E = dp.view.template_E[index_E]
+    sites = [problem.templates[int(j)].site_i for j in template_E]
+    borders = [stage.start for stage in stages[1:]]
+    transfer_s = [float(tables.transfer_BSS[b, s, t]) for b, s, t in zip(borders, sites, sites[1:], strict=False)]
+    sync_s = load_s - tables.formula.repeats * busy_s
+    step_s = step_time_s(tables.formula, busy_s.tolist(), transfer_s, sync_s.tolist())
+    usage_C = shape.usage_JC[template_E].sum(axis=0)
+    return Column(
+        mode_i=tables.mode.mode_i,
+        stages=stages,
+        step_s=step_s,
+        tokens_per_s=problem.tokens_per_step / step_s,
+        fill_s=tables.formula.fill * (float(busy_s.sum()) + sum(transfer_s)),
+        load_s=max(float(load_s.max()), tables.formula.repeats * max(transfer_s, default=0.0)),
+        usage_C=usage_C,
+        real=fits(shape, usage_C, shape.limit_R),
+    )
+
+
+def to_replica(problem: BoundaryProblem, column: Column) -> Replica:
+    """The column priced afresh by the cost model itself, which is what a plan states."""
+    replica = price_replica(problem, problem.modes[column.mode_i], column.stages)
+    if replica is None:
+        raise RuntimeError(f"table and cost model disagree about {column.stages}")
+    return replica
+
+
+class Pool:
+    """Distinct real columns in the order they were found."""
+
+    def __init__(self) -> None:
+        self.columns: list[Column] = []
+        self._seen: set[tuple[int, tuple[StageChoice, ...]]] = set()
+
+    def add(self, column: Column) -> bool:
+        """Keep a real column that is new; says whether it was."""
+        if not column.real or column.key in self._seen:
+            return False
+        self._seen.add(column.key)
+        self.columns.append(column)
+        return True
+
+    def extend(self, columns: Iterable[Column]) -> int:
+        """How many of the columns were kept."""
+        return sum(self.add(column) for column in columns)
+
+    def rates_P(self) -> FloatArray:
+        """Tokens per second of every column."""
+        return np.array([column.tokens_per_s for column in self.columns])
+
+    def usage_PC(self) -> IntArray:
+        """Devices taken by every column."""
+        return np.array([column.usage_C for column in self.columns], dtype=np.int64)
+
+
+def total_tokens_per_s(columns: Sequence[Column], speed_ratio_max: float | None) -> float:
+    """Speed of a set of replicas; with a speed ratio the faster ones are held to ratio times the slowest."""
+    rates = [column.tokens_per_s for column in columns]
+    if speed_ratio_max is None or not rates:
+        return sum(rates)
+    ceiling = speed_ratio_max * min(rates)
+    return sum(min(rate, ceiling) for rate in rates)
