@@ -219,7 +219,7 @@ def _gpu_lines(gpu: GpuFacts, *, count: int, known_types: Collection[str]) -> li
     ]
     if name is None:
         lines += [
-            "        # not in the device catalog: fill in the dense rates and the bandwidth of its data sheet",
+            "        # not in the device catalog: fill in rates and bandwidth from its data sheet",
             "        # rate: {bf16: 100 TFLOP/s, fp32: 20 TFLOP/s}",
             "        # memory_bandwidth: 1000 GB/s",
         ]
