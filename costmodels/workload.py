@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 DTYPE_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
+JOINT = "joint"
+ROUND_ROBIN = "round-robin"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +49,10 @@ class Job:
     the sequences per micro-batch the planner may choose from; each must divide `sequences_per_step`.
     `optimiser_state_bytes_per_param` counts the moments and, for 16-bit dtypes, the fp32 master copy.
     `sync_copies_bytes_per_param` covers the boundary plane's adapter copy, anchor and buffer.
+
+    `schedule` says how micro-batches meet the data-parallel ranks of a stage. `joint`: each is split over all
+    of them, so any width up to its size will do. `round-robin`: each goes to one rank, whole, so the width has
+    to divide the number of micro-batches.
     """
 
     name: str = "job"
@@ -60,6 +66,7 @@ class Job:
     optimiser_state_bytes_per_param: float = 12.0
     sync_copies_bytes_per_param: float = 12.0
     max_stages: int = 12
+    schedule: str = JOINT
 
     @property
     def weight_bytes_per_param(self) -> int:

@@ -15,7 +15,7 @@ from itertools import combinations, product
 
 from costmodels.fleet import Device, Fleet, Site
 from costmodels.interface import Cluster, Strategy
-from costmodels.workload import Job
+from costmodels.workload import ROUND_ROBIN, Job
 from planner.problem import DeviceClass, Mode, Part, Template, usage_of
 from policies.policy import SpareKind
 
@@ -24,13 +24,19 @@ EXECUTORS = ("any", "deepspeed", "torch")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CandidateRule:
-    """How rich the list of clusters is. `mixed_classes_max` classes may share a cluster."""
+    """How rich the list of clusters is. `mixed_classes_max` classes may share a cluster.
+
+    `tensor_parallel_across_hosts` lets the ranks of one tensor-parallel group stand on several hosts; only for
+    cost models that price such groups by the cluster's inner link. Which devices a cluster takes is not affected,
+    so the packing lemma holds with and without.
+    """
 
     cluster_devices_max: int = 16
     mixed_classes_max: int = 1
     zero_levels: tuple[int, ...] = (0, 1, 2, 3)
     tensor_parallel_max: int = 8
     every_host_multiple: bool = False
+    tensor_parallel_across_hosts: bool = False
 
 
 def rule_for(num_devices: int, job: Job) -> CandidateRule:
@@ -103,12 +109,21 @@ def _part_sets(classes: Sequence[DeviceClass], rule: CandidateRule) -> Iterator[
 
 def _strategies(parts: Sequence[Part], job: Job, rule: CandidateRule) -> Iterator[Strategy]:
     num_devices = sum(part.num_devices for part in parts)
-    widest = parts[0].per_host if len(parts) == 1 else 1
+    widest = 1
+    if len(parts) == 1:
+        widest = num_devices if rule.tensor_parallel_across_hosts else parts[0].per_host
     for tp in (t for t in (1, *_powers_of_two(rule.tensor_parallel_max)) if widest % t == 0):
         dp = num_devices // tp
-        if dp <= max(job.micro_batch_sizes):
+        if any(width_fits(dp, size, job) for size in job.micro_batch_sizes):
             for zero in rule.zero_levels if dp > 1 else (0,):
                 yield Strategy(dp=dp, tp=tp, zero=zero)
+
+
+def width_fits(dp: int, micro_batch_size: int, job: Job) -> bool:
+    """Whether `dp` ranks can share the micro-batches: each of them (joint) or their number (round-robin)."""
+    if job.schedule == ROUND_ROBIN:
+        return job.sequences_per_step // micro_batch_size % dp == 0
+    return dp <= micro_batch_size
 
 
 def build_cluster(
@@ -190,11 +205,13 @@ def build_modes(templates: Sequence[Template], job: Job, executor: str) -> tuple
     modes: list[Mode] = []
     for size in job.micro_batch_sizes:
         count = job.sequences_per_step // size
-        fitting = [t for t in templates if t.strategy.dp <= size]
+        fitting = [t for t in templates if width_fits(t.strategy.dp, size, job)]
         if executor in ("any", "torch"):
             chosen: list[tuple[str, int | None, int, list[Template]]] = [("torch", None, job.max_stages, fitting)]
         else:
-            plain = [t for t in fitting if t.strategy.tp == 1 and len(t.parts) == 1 and size % t.strategy.dp == 0]
+            plain = [t for t in fitting if t.strategy.tp == 1 and len(t.parts) == 1]
+            if job.schedule != ROUND_ROBIN:
+                plain = [t for t in plain if size % t.strategy.dp == 0]
             chosen = [("deepspeed", None, 1, plain)]
             for width in sorted({t.strategy.dp for t in plain}):
                 equal = [t for t in plain if t.strategy.dp == width and t.strategy.zero <= 1]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from costmodels.interface import StageCost
+from costmodels.workload import ROUND_ROBIN
 from planner.problem import BoundaryProblem, Mode, StepFormula, Template
 
 
@@ -39,15 +40,26 @@ def step_time_s(
     return total_s + (max(sync_s) if formula.sync else 0.0)
 
 
-def stage_costs(problem: BoundaryProblem, mode: Mode, stages: Sequence[StageChoice]) -> list[StageCost] | None:
-    """The cost model's figures of each stage at its own number of micro-batches in flight; None if one can't run.
+def in_flight_counts(problem: BoundaryProblem, mode: Mode, stages: Sequence[StageChoice]) -> list[int]:
+    """Micro-batches each device of a stage holds at most, stage by stage, under 1F1B.
 
-    Under 1F1B a stage with q stages left, itself included, holds min(micro-batches, q) micro-batches.
+    `joint`: a stage with q stages left, itself included, holds min(micro-batches, q) of them. `round-robin`:
+    as many as the widths of this and all later stages together are on their way, shared out over the stage's
+    own ranks, so a rank holds ceil(sum of dp from here on / own dp), and at most the micro-batches / own dp
+    that it gets.
     """
+    count = mode.num_micro_batches
+    if problem.workload.job.schedule != ROUND_ROBIN:
+        return [min(count, len(stages) - position) for position in range(len(stages))]
+    widths = [problem.templates[stage.template_i].strategy.dp for stage in stages]
+    return [-(-min(count, sum(widths[position:])) // dp) for position, dp in enumerate(widths)]
+
+
+def stage_costs(problem: BoundaryProblem, mode: Mode, stages: Sequence[StageChoice]) -> list[StageCost] | None:
+    """The cost model's figures of each stage at its own `in_flight_counts`; None if one can't run."""
     costs = []
-    for position, stage in enumerate(stages):
+    for stage, in_flight in zip(stages, in_flight_counts(problem, mode, stages), strict=True):
         template = problem.templates[stage.template_i]
-        in_flight = min(mode.num_micro_batches, len(stages) - position)
         cost = problem.cost_model.stage(
             template.cluster, (stage.start, stage.stop), template.strategy, mode.micro_batch_size, in_flight
         )
