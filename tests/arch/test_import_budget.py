@@ -1,0 +1,82 @@
+"""What importing a module pulls in: a fresh process imports each group and lists what it then holds."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SOLVERS = {"ortools", "pulp", "highspy", "pandas"}
+TRAINING = {"torch", "deepspeed", "peft", "transformers"}
+FILES = {"pydantic", "yaml"}
+SCREEN = {"typer", "rich"}
+
+PROGRAM = """
+import importlib, json, sys
+for name in json.loads(sys.argv[1]):
+    importlib.import_module(name)
+print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
+"""
+
+
+def modules_under(*packages: str) -> list[str]:
+    """Every module of the packages, as it is imported."""
+    found = []
+    for package in packages:
+        for path in sorted((ROOT / package.replace(".", "/")).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
+    return found
+
+
+def held_after_importing(names: list[str]) -> set[str]:
+    """Top-level modules in memory after importing `names`."""
+    argv = [sys.executable, "-c", PROGRAM, json.dumps(names)]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stdout))
+
+
+def core_of_planner() -> list[str]:
+    """The planner's modules that work on checked data: no files, no command line, no scripts."""
+    others = ("planner.cli", "planner.schema", "planner.files", "planner.examples")
+    return [name for name in modules_under("planner") if not name.startswith(others)]
+
+
+@pytest.mark.parametrize(
+    ("group", "names", "absent"),
+    [
+        ("package roots", ["policies", "costmodels", "planner", "executors"], {"numpy"}),
+        ("policies", modules_under("policies"), SOLVERS | TRAINING | FILES | SCREEN),
+        ("costmodels", modules_under("costmodels"), SOLVERS | TRAINING | FILES | SCREEN),
+        ("planner core", core_of_planner(), SOLVERS | TRAINING | FILES | SCREEN),
+        ("planner", modules_under("planner"), SOLVERS | TRAINING),
+        ("executors", modules_under("executors"), SOLVERS),
+        ("help", ["planner.cli.main"], SOLVERS | TRAINING | FILES | {"numpy", "rich"}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_importing_stays_light(group: str, names: list[str], absent: set[str]) -> None:
+    too_heavy = held_after_importing(names) & absent
+    if too_heavy:
+        guilty = [name for name in names if held_after_importing([name]) & too_heavy]
+        pytest.fail(f"{group}: {sorted(too_heavy)} came in by importing {guilty}")
+
+
+def test_help_loads_no_command() -> None:
+    program = (
+        "import sys; from planner.cli.main import run; code = run(['--help']);"
+        "heavy = [n for n in sys.modules if 'cmd_' in n or n in ('numpy', 'pydantic')]; print(heavy, code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[] 0"
+
+
+def test_an_import_that_is_too_heavy_is_seen() -> None:
+    assert "pydantic" in held_after_importing(["pydantic", "policies"])
