@@ -18,12 +18,13 @@ from costmodels.workload import LayerSpec, Workload
 NUM_REMEMBERED = 8
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Contents:
     """What each of K intervals holds.
 
     `params_K` and `trainable_K` count weights that share storage within the interval once. `tied_away_K`
     counts trainable weights whose other copy lies outside. `derived` keeps what was computed from these.
+    Compared by identity.
     """
 
     count_JK: FloatArray

@@ -98,7 +98,7 @@ class Registry:
             raise UnknownCostModelError(
                 "cost-model-unknown",
                 f"no cost model is called `{name}`; known are {', '.join(self.names())}",
-                hint=f"install the package that brings it, or check its entry point in group {ENTRY_POINT_GROUP}",
+                hint=f"install the package that brings it, or check its entry point in {ENTRY_POINT_GROUP}",
             )
         if len(targets) > 1:
             raise DuplicateCostModelError(

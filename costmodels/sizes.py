@@ -22,7 +22,8 @@ class KindSizes:
 
     `kept_bytes` is held until backward, `saved_bytes` what recomputation frees of it (0 or less: not worth
     it).
-    `flops` and `output_bytes` are those of the whole layer, before it is cut.
+    `flops`, `output_bytes` and `reduced_bytes` (the payload of one all-reduce) are those of the whole layer,
+    before it is cut.
     """
 
     layer: LayerSpec
@@ -30,6 +31,7 @@ class KindSizes:
     saved_bytes: float
     transient_bytes: float
     output_bytes: float
+    reduced_bytes: float
     flops: float
     backward_ratio: float
 
@@ -47,6 +49,8 @@ def kind_sizes(layer: LayerSpec, job: Job, tp: int, replicated_inputs: float) ->
         saved_bytes=kept_bytes - float(np.ceil(layer.input_bytes_per_token * tokens)),
         transient_bytes=float(np.ceil(layer.transient_bytes_per_token * tokens / tp)),
         output_bytes=layer.output_bytes_per_token * tokens,
+        # The loss head sends nothing on, but the gradient of its input is reduced like any other.
+        reduced_bytes=(layer.output_bytes_per_token or layer.input_bytes_per_token) * tokens,
         flops=layer.forward_flops_per_token * tokens,
         backward_ratio=backward_per_forward(layer.params, layer.trainable_params),
     )
