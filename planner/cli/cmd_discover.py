@@ -34,6 +34,7 @@ def register(app: typer.Typer) -> None:
         except UnitError as error:
             raise typer.BadParameter(str(error), param_hint="--probe-time") from None
         console = console_of(ctx)
+        console.detail(f"measuring for about {2 * probe_time_s:g} s")
         with console.progress() as progress:
             progress.update(f"measuring for about {2 * probe_time_s:g} s", force=True)
             facts = probe_machine(probe_s=probe_time_s)
