@@ -194,7 +194,7 @@ def stage_memory_bytes(
 
     activations  what forward keeps, for every micro-batch in flight
     working      the layer in backward: a gradient for each kept tensor, for its output and for its input
-    borders      per neighbour one tensor received and one being sent (`border_sequence_bytes`: one tensor per border)
+    borders      per neighbour one tensor received and one being sent (`border_sequence_bytes`: one each)
     sync_buffer  the flat copy of all gradients, where it outgrows what the backward pass has freed by then
     """
     facts = profile.facts
@@ -276,5 +276,5 @@ def check_layers(profile: Profile, plan: RunPlan) -> None:
         raise InputError(
             "plan-layers-wrong",
             f"stages {ranges or 'none'} don't cover the {profile.num_layers} layers once and in order",
-            hint="give each stage layers and a replica, the first from layer 0, each next where the last ended",
+            hint="the first stage starts at layer 0, each next where the last ended, each with a replica",
         )

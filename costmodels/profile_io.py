@@ -130,10 +130,11 @@ def profile_to_document(profile: Profile) -> dict[str, Any]:
     def curve(value: LinkCurve) -> dict[str, Any]:
         return {**asdict(value), "gigabytes_per_s": list(value.gigabytes_per_s)}
 
+    def to_list(item: Any) -> Any:
+        return item.tolist() if isinstance(item, np.ndarray) else item
+
     def arrays(value: LayerTimes | LayerSizes) -> dict[str, Any]:
-        return {
-            name: item.tolist() if isinstance(item, np.ndarray) else item for name, item in asdict(value).items()
-        }
+        return {name: to_list(item) for name, item in asdict(value).items()}
 
     return {
         "schema": SCHEMA,

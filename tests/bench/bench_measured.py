@@ -1,0 +1,186 @@
+"""Errors of the measured cost model on runs measured by others: python tests/bench/bench_measured.py."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+
+from costmodels.calibrate import (  # noqa: E402
+    Calibration,
+    bootstrap_interval,
+    cross_validate,
+    fit,
+    shape_folds,
+)
+from costmodels.calibrate_io import parse_runs  # noqa: E402
+from costmodels.calibrate_model import Platform, TrainingRun  # noqa: E402
+from costmodels.interface import FloatArray, Origin  # noqa: E402
+from costmodels.measured import Prediction, RunPlan, RunReplica, RunStage, predict  # noqa: E402
+from costmodels.measured_profile import ASSUMED, DECLARED, Profile, RunFacts  # noqa: E402
+from costmodels.profile_io import build_profile, read_json  # noqa: E402
+
+MEASURED_FOLDER = ROOT / ".." / "shared" / "instances" / "measured"
+
+# Origin of each figure: docs/measured.md, section 3.
+GH200_FACTS = RunFacts(
+    gradient_bytes_per_param=4.0,
+    optimiser_bytes_per_param=8.0,
+    update_traffic_bytes_per_param=28.0,
+    overhead_bytes=5.06e9,
+    memory_bytes_per_s=4.0e12,
+    tied_bytes=12_672 * 1024 * 4.0,
+    origins={
+        "optimiser_bytes_per_param": Origin(kind=DECLARED, note="Adam in fp32: two moments of four bytes"),
+        "update_traffic_bytes_per_param": Origin(kind=DECLARED, note="fp32: reads w, g, m, v, writes w, m, v"),
+        "overhead_bytes": Origin(kind=ASSUMED, note="published constant of Sailor for this cluster"),
+        "memory_bytes_per_s": Origin(kind=DECLARED, note="GH200 data sheet, HBM3 96 GB"),
+        "tied_bytes": Origin(kind=DECLARED, note="vocabulary padded to 50,688, over 4 devices"),
+        "scatter_border": Origin(kind=ASSUMED, note="full copies"),
+    },
+)
+A100 = Platform(
+    name="A100 80 GB, NVLink 3, one HDR adapter of 200 Gbit/s per device",
+    peak_flop_per_s=312e12,
+    memory_bytes_per_s=2.0e12,
+    inner_bytes_per_s=300e9,
+    outer_bytes_per_s=25e9,
+    devices_per_host=8,
+    vocabulary=51200,
+)
+
+
+def opt350_profile(facts: RunFacts = GH200_FACTS) -> Profile:
+    """The published GH200 profile of OPT-350."""
+    return build_profile(
+        "OPT-350",
+        times=read_json(MEASURED_FOLDER / "gh200-opt350-layer-times.json"),
+        sizes=read_json(MEASURED_FOLDER / "opt350-layer-sizes.json"),
+        outer=read_json(MEASURED_FOLDER / "gh200-network-inter.json"),
+        inner=read_json(MEASURED_FOLDER / "gh200-network-intra.json"),
+        facts=facts,
+    )
+
+
+def opt350_plans() -> list[tuple[str, RunPlan, float, float]]:
+    """Name, plan, measured seconds and measured peak bytes of each of the 15 runs."""
+    plans = []
+    for row in read_json(MEASURED_FOLDER / "gh200-opt350-plans.json"):
+        stages = tuple(
+            RunStage(
+                first=min(stage["layers"]),
+                end=max(stage["layers"]) + 1,
+                replicas=tuple(RunReplica(type_name=r["gpu"], tp=r["tp"]) for r in stage["replicas"]),
+            )
+            for stage in row["stages"]
+        )
+        plan = RunPlan(stages=stages, micro_batch_size=row["micro_batch"], global_batch=row["global_batch"])
+        plans.append((row["id"], plan, row["measured_iteration_s"], float(row["measured_peak_bytes"])))
+    return plans
+
+
+def opt350_errors(facts: RunFacts = GH200_FACTS) -> tuple[list[Prediction], FloatArray, FloatArray]:
+    """Predictions of the 15 runs, and their signed relative errors of step time and of peak memory."""
+    profile, plans = opt350_profile(facts), opt350_plans()
+    predictions = [predict(profile, plan) for _, plan, _, _ in plans]
+    time_frac = [p.iteration_s / s - 1.0 for p, (_, _, s, _) in zip(predictions, plans, strict=True)]
+    memory_frac = [p.peak_bytes / b - 1.0 for p, (_, _, _, b) in zip(predictions, plans, strict=True)]
+    return predictions, np.array(time_frac), np.array(memory_frac)
+
+
+def a100_runs() -> list[TrainingRun]:
+    """The 155 measured iterations; those across hosts are taken to recompute activations (docs/measured.md)."""
+    rows = read_json(MEASURED_FOLDER / "a100-megatron-iterations.json")
+    return parse_runs(rows, recompute_above_devices=A100.devices_per_host)
+
+
+def several_R(runs: list[TrainingRun]) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """Which runs span more than one host."""
+    return np.array([run.num_devices > A100.devices_per_host for run in runs])
+
+
+def percent(errors: FloatArray) -> str:
+    """Mean and median absolute error."""
+    return f"mean {100 * np.abs(errors).mean():5.2f} %  median {100 * np.median(np.abs(errors)):5.2f} %"
+
+
+def print_gh200() -> None:
+    """Table of the 15 plans, and what other declared facts would give."""
+    predictions, time_frac, memory_frac = opt350_errors()
+    print("GH200, OPT-350, 15 plans, nothing fitted on them")
+    print(f"{'plan':26}{'step s':>9}{'measured':>10}{'error':>8}{'peak GB':>10}{'measured':>10}{'error':>8}")
+    for (name, _, s, b), p, t, m in zip(opt350_plans(), predictions, time_frac, memory_frac, strict=True):
+        gigabytes = f"{p.peak_bytes / 1e9:10.2f}{b / 1e9:10.2f}{100 * m:+7.1f}%"
+        print(f"{name:26}{p.iteration_s:9.4f}{s:10.4f}{100 * t:+7.1f}%{gigabytes}")
+    print(f"step time    {percent(time_frac)}")
+    print(f"peak memory  {percent(memory_frac)}  largest under-estimate {100 * -memory_frac.min():.2f} %")
+    others = {
+        "borders scattered and gathered": replace(GH200_FACTS, scatter_border=True),
+        "optimiser called once per layer": replace(GH200_FACTS, fused_update=False),
+        "overhead 4.5 GB": replace(GH200_FACTS, overhead_bytes=4.5e9),
+        "overhead 5.5 GB": replace(GH200_FACTS, overhead_bytes=5.5e9),
+    }
+    for label, facts in others.items():
+        _, time_frac, memory_frac = opt350_errors(facts)
+        low = 100 * -memory_frac.min()
+        time_mean, memory_mean = 100 * np.abs(time_frac).mean(), 100 * np.abs(memory_frac).mean()
+        means = f"{time_mean:5.2f} % step time, {memory_mean:5.2f} % memory"
+        print(f"  with {label:32} {means}, largest under-estimate {low:.2f} %")
+
+
+def print_a100(num_seeds: int = 10) -> None:
+    """Cross-validated errors of the calibrated model."""
+    runs = a100_runs()
+    several = several_R(runs)
+    num_shapes = len({run.shape for run in runs})
+    print(f"\nA100, {len(runs)} iterations, {num_shapes} model shapes, five folds by shape")
+    first = cross_validate(runs, A100, seed=0).error_frac_R
+    for label, part in (("one host  ", ~several), ("many hosts", several)):
+        low, high = bootstrap_interval(first[part])
+        interval = f"95 % interval of the mean {100 * low:.1f} .. {100 * high:.1f} %"
+        print(f"{label} ({part.sum():3d} runs)  {percent(first[part])}  {interval}")
+    means = []
+    for seed in range(num_seeds):
+        errors = cross_validate(runs, A100, seed=seed).error_frac_R
+        means.append((np.abs(errors[~several]).mean(), np.abs(errors[several]).mean()))
+    spread = np.array(means) * 100
+    for label, column in (("one host  ", 0), ("many hosts", 1)):
+        values = spread[:, column]
+        extremes = f"{values.min():.2f} .. {values.max():.2f}"
+        print(f"{label} over {num_seeds} fold assignments: {values.mean():.2f} % ({extremes})")
+    print("folds of seed 0:")
+    fold_R = shape_folds(runs, seed=0)
+    for shape in sorted({run.shape for run in runs}):
+        held = np.array([run.shape == shape for run in runs])
+        fold = fold_R[int(np.flatnonzero(held)[0])]
+        shown = "hidden {} heads {} layers {} tokens {}".format(*shape)
+        print(f"  fold {fold}  {shown:44}{held.sum():4d} runs  {percent(first[held])}")
+    print("runs across hosts, predicted by a fit that saw no run of the same shape:")
+    for run, error in zip(runs, first, strict=True):
+        if run.num_devices > A100.devices_per_host:
+            degrees = f"tp {run.tp} dp {run.dp:2d} pp {run.pp:2d} micro-batch {run.micro_batch_size:2d}"
+            print(f"  hidden {run.hidden:5d} {degrees}  {run.iteration_s:7.3f} s  {100 * error:+6.1f} %")
+    one_host = [run for run in runs if run.num_devices <= A100.devices_per_host]
+    far = [run for run in runs if run.num_devices > A100.devices_per_host]
+    errors = fit(one_host, A100).predict_s_R(far) / np.array([run.iteration_s for run in far]) - 1.0
+    print(f"many hosts, fitted on one-host runs alone: {percent(errors)}")
+    print_coefficients(fit(runs, A100))
+
+
+def print_coefficients(calibration: Calibration) -> None:
+    """The figures of a fit to every run."""
+    errors = calibration.predict_s_R(a100_runs()) / np.array([run.iteration_s for run in a100_runs()]) - 1.0
+    print(f"fit to all runs: {percent(errors)}")
+    for name, value in calibration.coefficients.items():
+        print(f"  {name:24}{value:12.4g}")
+
+
+if __name__ == "__main__":
+    print_gh200()
+    print_a100()
