@@ -100,12 +100,14 @@ def gpus_from_smi(text: str) -> tuple[GpuFacts, ...]:
     """
     gpus: list[GpuFacts] = []
     for row in csv.reader(text.splitlines(), skipinitialspace=True):
-        if len(row) != len(SMI_FIELDS) or not row[1].strip().isdigit():
+        if len(row) != len(SMI_FIELDS):
             continue
-        generation, width = (int(cell) if cell.strip().isdigit() else 0 for cell in row[2:4])
-        lane_bytes_per_s = PCIE_LANE_BYTES_PER_S.get(generation)
+        memory_mib, generation, width = (_count(cell) for cell in row[1:])
+        if memory_mib is None:
+            continue
+        lane_bytes_per_s = PCIE_LANE_BYTES_PER_S.get(generation or 0)
         link = lane_bytes_per_s * width if lane_bytes_per_s and width else None
-        gpus.append(GpuFacts(name=row[0].strip(), memory_bytes=int(row[1]) * MIB, link_bytes_per_s=link))
+        gpus.append(GpuFacts(name=row[0].strip(), memory_bytes=memory_mib * MIB, link_bytes_per_s=link))
     return tuple(gpus)
 
 
@@ -255,6 +257,10 @@ def _repeat(work: Callable[[], object], *, probe_s: float) -> tuple[int, float]:
     return num_rounds, max(elapsed_s, 1e-9)
 
 
+def _count(text: str) -> int | None:
+    return int(text) if re.fullmatch(r" *[0-9]{1,9} *", text) else None
+
+
 def _words(text: str) -> Sequence[str]:
     return re.findall(r"[a-z0-9]+", text.lower())
 
@@ -271,7 +277,7 @@ def _cgroup_limit_bytes() -> int | None:
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         text = _read_text(path).strip()
         # Version 1 writes a number near 2^63 for "no limit".
-        if text.isdigit() and int(text) < 2**60:
+        if re.fullmatch(r"[0-9]{1,20}", text) and int(text) < 2**60:
             return int(text)
     return None
 
