@@ -137,16 +137,17 @@ def layer_s(value: Mapping[str, float], run: Mapping[str, FloatArray], platform:
     """Seconds of one layer and micro-batch, forward and backward (and forward again under recomputation).
 
     Per device: (GPU^8 + host^8)^(1/8), a smooth maximum: kernels wait for their launches, or launches queue.
-    GPU = passes (24 t h^2 / tp (1 + h0 / h) + W) / F + passes 4 t s h / (tp A)    Narayanan et al. 2021
-        + sweeps (20 t h + 48 t h / tp + 10 a s t / tp) / M                        Korthikanti et al. 2022, twice
-        + reductions (2 (tp - 1) / tp 2 t h / N + latency log2 tp)                 Shoeybi et al. 2019
+    GPU = passes (24 t h^2 / tp (1 + h0 / h) + W) / F + passes 4 t s h / (tp A)  Narayanan et al. 2021
+        + sweeps (20 t h + 48 t h / tp + 10 a s t / tp) / M                      Korthikanti et al. 2022
+        + reductions (2 (tp - 1) / tp 2 t h / N + latency log2 tp)               Shoeybi et al. 2019
     with t tokens, h hidden, s sequence, a heads; passes 3 or 4, sweeps 2 or 3, reductions 4 or 6.
-    Megatron fuses mask and softmax only for a multiple of four attention matrices; else more kernels are launched.
+    Megatron fuses mask and softmax only for a multiple of four attention matrices; else it launches more.
     """
     tokens = run["micro_batch_size"] * run["sequence_tokens"]
     hidden, tp, again = run["hidden"], run["tp"], run["recompute"]
     passes, sweeps, reductions = 3.0 + again, 2.0 + again, 4.0 + 2.0 * again
-    gemm_flops = 24.0 * tokens * hidden**2 / tp * (1.0 + value["narrow_hidden"] / hidden) + value["gemm_fixed_flops"]
+    gemm_flops = 24.0 * tokens * hidden**2 / tp * (1.0 + value["narrow_hidden"] / hidden)
+    gemm_flops = gemm_flops + value["gemm_fixed_flops"]
     attention_flops = 4.0 * tokens * run["sequence_tokens"] * hidden / tp
     scores = run["heads"] * run["sequence_tokens"] * tokens / tp
     swept_bytes = 20.0 * tokens * hidden + 48.0 * tokens * hidden / tp + 10.0 * scores
@@ -168,8 +169,8 @@ def layer_s(value: Mapping[str, float], run: Mapping[str, FloatArray], platform:
 def iteration_s_R(theta_C: FloatArray, run: Mapping[str, FloatArray], platform: Platform) -> FloatArray:
     """Seconds of one iteration of every run.
 
-    T = (B - 1) max(middle, last) + (pp - 1) middle + last + gradient ring + optimiser + fixed, where a middle stage
-    pays its layers and both borders, the last one its layers, one border and the loss head (6 t h V / tp operations).
+    T = (B - 1) max(middle, last) + (pp - 1) middle + last + gradient ring + optimiser + fixed, where a middle
+    stage pays its layers and both borders, the last one its layers, one border and the loss head.
     """
     value = dict(zip(NAMES, np.exp(theta_C), strict=True))
     tokens = run["micro_batch_size"] * run["sequence_tokens"]
@@ -180,7 +181,8 @@ def iteration_s_R(theta_C: FloatArray, run: Mapping[str, FloatArray], platform: 
     head_s = 6.0 * tokens * hidden * platform.vocabulary / tp / value["gemm_flop_per_s"]
     head_s = head_s + 18.0 * tokens * platform.vocabulary / tp / value["memory_bytes_per_s"]
     border_rate = np.where(spans_hosts, value["outer_bytes_per_s"], value["border_bytes_per_s"])
-    border_s = np.where(pp > 1, 2.0 * (HALF_BYTES * tokens * hidden / border_rate + value["border_latency_s"]), 0.0)
+    both_ways_s = 2.0 * (HALF_BYTES * tokens * hidden / border_rate + value["border_latency_s"])
+    border_s = np.where(pp > 1, both_ways_s, 0.0)
     middle_s, last_s = layers_s + 2.0 * border_s, layers_s + border_s + head_s
     params = 12.0 * hidden**2 * run["layers"] / pp / tp + platform.vocabulary * hidden / tp
     data_rate = np.where(spans_hosts, value["outer_bytes_per_s"], value["data_bytes_per_s"])

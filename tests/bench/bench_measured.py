@@ -38,7 +38,7 @@ GH200_FACTS = RunFacts(
     tied_bytes=12_672 * 1024 * 4.0,
     origins={
         "optimiser_bytes_per_param": Origin(kind=DECLARED, note="Adam in fp32: two moments of four bytes"),
-        "update_traffic_bytes_per_param": Origin(kind=DECLARED, note="fp32: reads w, g, m, v, writes w, m, v"),
+        "update_traffic_bytes_per_param": Origin(kind=DECLARED, note="fp32: w, g, m, v in; w, m, v out"),
         "overhead_bytes": Origin(kind=ASSUMED, note="published constant of Sailor for this cluster"),
         "memory_bytes_per_s": Origin(kind=DECLARED, note="GH200 data sheet, HBM3 96 GB"),
         "tied_bytes": Origin(kind=DECLARED, note="vocabulary padded to 50,688, over 4 devices"),
@@ -95,7 +95,7 @@ def opt350_errors(facts: RunFacts = GH200_FACTS) -> tuple[list[Prediction], Floa
 
 
 def a100_runs() -> list[TrainingRun]:
-    """The 155 measured iterations; those across hosts are taken to recompute activations (docs/measured.md)."""
+    """The 155 measured iterations; those across hosts are taken to recompute (docs/measured.md)."""
     rows = read_json(MEASURED_FOLDER / "a100-megatron-iterations.json")
     return parse_runs(rows, recompute_above_devices=A100.devices_per_host)
 
