@@ -174,7 +174,7 @@ def fleet_fragment(facts: MachineFacts, *, known_types: Collection[str] = ()) ->
         known_types: names in the device catalog. A GPU that is none of them gets a line to fill in.
     """
     lines = [
-        "# For a fleet file; `site` is yours to fill in.",
+        "# For a fleet file; `site` is yours to fill in, and `tier` where the fleet has more than one.",
         "# measured: timed on this machine; declared: said by its system or driver; assumed: check it.",
         "hosts:",
         f"  - name: {plain_name(facts.host_name)}",

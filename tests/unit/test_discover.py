@@ -98,7 +98,7 @@ def test_no_answer_of_the_driver_breaks_the_reader(text: str) -> None:
 def test_the_fragment_gives_each_figure_its_origin() -> None:
     text = fleet_fragment(machine(), known_types=["A100-80GB", "A100-40GB", "T4"])
     assert text.splitlines() == [
-        "# For a fleet file; `site` is yours to fill in.",
+        "# For a fleet file; `site` is yours to fill in, and `tier` where the fleet has more than one.",
         "# measured: timed on this machine; declared: said by its system or driver; assumed: check it.",
         "hosts:",
         "  - name: gpu-1.example",
