@@ -26,6 +26,7 @@ def register(app: typer.Typer) -> None:
         ] = "1s",
     ) -> None:
         """Probe this machine and draft its entry for a fleet file, each figure with its origin."""
+        from costmodels.catalog import device_names
         from costmodels.discover import fleet_fragment, probe_machine
         from costmodels.units import UnitError, parse_seconds
 
@@ -38,7 +39,7 @@ def register(app: typer.Typer) -> None:
         with console.progress() as progress:
             progress.update(f"measuring for about {2 * probe_time_s:g} s", force=True)
             facts = probe_machine(probe_s=probe_time_s)
-        text = fleet_fragment(facts)
+        text = fleet_fragment(facts, known_types=device_names())
         data = {"machine": asdict(facts), "fragment": text}
         if output is None:
             console.emit(data, text)

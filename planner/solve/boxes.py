@@ -13,7 +13,6 @@ from math import inf
 
 import numpy as np
 
-from planner.solve.pathdp import BoxView
 from planner.solve.tables import FloatArray
 
 
@@ -53,12 +52,21 @@ class Box:
     table_i: int
     from_s: float
     upto_s: float
-    view: BoxView
     fill_cut: Cut | None = None
     theta: float | None = None
     visit_C: FloatArray | None = None
     worth: float = inf
     cuts: list[Cut] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoxProof:
+    """What a certificate states about one box: its loads and the cuts that bound the worth inside."""
+
+    mode_i: int
+    from_s: float
+    upto_s: float
+    cuts: tuple[Cut, ...]
 
 
 def worth_at(tokens_per_step: float, duals: Duals, from_s: float, fill_s: float, price: float) -> float:

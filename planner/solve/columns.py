@@ -111,15 +111,16 @@ def to_replica(problem: BoundaryProblem, column: Column) -> Replica:
 
 
 class Pool:
-    """Distinct real columns in the order they were found."""
+    """Distinct columns in the order they were found; relaxed ones are welcome until `real_only` is set."""
 
     def __init__(self) -> None:
         self.columns: list[Column] = []
+        self.real_only = False
         self._seen: set[tuple[int, tuple[StageChoice, ...]]] = set()
 
     def add(self, column: Column) -> bool:
-        """Keep a real column that is new; says whether it was."""
-        if not column.real or column.key in self._seen:
+        """Keep a column that is new; says whether it was."""
+        if column.key in self._seen or self.real_only and not column.real:
             return False
         self._seen.add(column.key)
         self.columns.append(column)
@@ -128,6 +129,12 @@ class Pool:
     def extend(self, columns: Iterable[Column]) -> int:
         """How many of the columns were kept."""
         return sum(self.add(column) for column in columns)
+
+    def drop_relaxed(self) -> None:
+        """Keep only what the fleet can form, from now on too."""
+        self.real_only = True
+        self.columns = [column for column in self.columns if column.real]
+        self._seen = {column.key for column in self.columns}
 
     def rates_P(self) -> FloatArray:
         """Tokens per second of every column."""

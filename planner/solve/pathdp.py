@@ -68,7 +68,7 @@ def build_view(tables: ModeTables, upto_s: float) -> BoxView:
     present_G[np.unique(cell_P % num_signatures)] = True
     used_W = np.flatnonzero(present_G[tables.signatures.window_LW].any(axis=0))
     num_lengths = int(used_W[-1]) + 1 if used_W.size else 1
-    linked_BSS = tables.formula.repeats * tables.transfer_BSS <= upto_s
+    linked_BSS = np.isfinite(tables.transfer_BSS) & (tables.formula.repeats * tables.transfer_BSS <= upto_s)
     return BoxView(
         tables=tables,
         upto_s=upto_s,

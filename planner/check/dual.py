@@ -1,0 +1,165 @@
+"""Repeats a dual proof: no replica can be worth more than its devices at the stated prices, times the factor.
+
+For every mode the load y of a replica (what its busiest stage or link takes per step beyond the fill) lies in
+one of the boxes (y_lo, y_hi]. Step time is at least w + y, with w the fill time, so a replica in the box is
+no better than (W / (w + y_lo) + nu) / (c + rho) per unit of price, c being the price of its devices. Each cut
+a w + b c >= v, with v found here over all paths that stay inside the box, narrows what (w, c) can be. Charges
+per visit of a site, lambda_c (devices of class c used during the visit - devices there are), are never
+positive for a real replica, so v stays valid with them. docs/certificate.md has the whole argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from planner.check.columns import ColumnSource, ModeColumns
+from planner.check.hull import Cut, largest_ratio
+from planner.check.multipliers import Multipliers, figure
+from planner.check.relaxed import BoxPaths, Weights
+from planner.check.report import REL_TOLERANCE, Findings, Reporter
+from planner.problem import BoundaryProblem
+
+FACTOR_TOLERANCE = 1e-6
+
+
+@dataclass(slots=True, kw_only=True)
+class DualCheck:
+    """One boundary's dual proof, mode by mode and box by box. `num_paths` counts path problems."""
+
+    problem: BoundaryProblem
+    multipliers: Multipliers
+    findings: Findings
+    place: str
+    report: Reporter | None = None
+    num_paths: int = 0
+
+    def run(self, modes: object) -> float | None:
+        """The factor that the stated boxes and cuts really support; None when they miss a replica."""
+        before = len(self.findings.violations)
+        stated = self._by_mode(modes)
+        source = ColumnSource(self.problem)
+        factor = 0.0
+        for mode in self.problem.modes:
+            if not mode.templates:
+                continue
+            place = f"{self.place}.modes[{mode.mode_i}]"
+            if mode.mode_i not in stated:
+                self.findings.add("proof-cover", place, "missing", "boxes for every mode")
+                continue
+            if self.report is not None:
+                self.report(f"{self.problem.name}: mode {mode.mode_i + 1} of {len(self.problem.modes)}")
+            factor = max(factor, self._mode(source.columns(mode), stated[mode.mode_i], place))
+        return factor if len(self.findings.violations) == before else None
+
+    def require_factor(self, derived: float) -> None:
+        """`proof-factor`: the stated factor is the derived one, never below it."""
+        stated = self.multipliers.factor
+        too_low = stated < derived * (1.0 - REL_TOLERANCE)
+        if too_low or stated > derived * (1.0 + FACTOR_TOLERANCE):
+            self.findings.add("proof-factor", f"{self.place}.factor", stated, derived)
+
+    def _by_mode(self, modes: object) -> dict[int, Sequence[Any]]:
+        found: dict[int, Sequence[Any]] = {}
+        known = {mode.mode_i for mode in self.problem.modes}
+        for i, item in enumerate(_list(modes)):
+            place = f"{self.place}.modes[{i}]"
+            mode_i = item.get("mode") if isinstance(item, Mapping) else None
+            if (
+                isinstance(mode_i, bool)
+                or not isinstance(mode_i, int)
+                or mode_i not in known
+                or mode_i in found
+            ):
+                self.findings.add("proof-cover", place, mode_i, "each mode of the boundary once")
+                continue
+            found[mode_i] = _list(item.get("boxes"))
+        return found
+
+    def _mode(self, columns: ModeColumns, boxes: Sequence[Any], place: str) -> float:
+        """Largest factor of any box; the boxes must run from zero to infinity without a hole."""
+        factor, above_s = 0.0, 0.0
+        for i, box in enumerate(boxes):
+            here = f"{place}.boxes[{i}]"
+            upto = box.get("upto_s", "missing") if isinstance(box, Mapping) else "missing"
+            upto_s = float("inf") if upto is None else figure(upto)
+            is_last = i == len(boxes) - 1
+            if upto_s is None or upto_s <= above_s or (upto is None) != is_last:
+                self.findings.add(
+                    "proof-cover", f"{here}.upto_s", upto, f"above {above_s}; null in the last box only"
+                )
+                return factor
+            cuts = self._read_cuts(_list(box.get("cuts")), f"{here}.cuts")
+            if cuts is None:
+                return factor
+            factor = max(factor, self._box(columns, above_s, upto_s, cuts))
+            above_s = upto_s
+        if not boxes:
+            self.findings.add("proof-cover", f"{place}.boxes", "no box", "boxes from 0 to infinity")
+        return factor
+
+    def _box(
+        self, columns: ModeColumns, above_s: float, upto_s: float, weights: Sequence[Mapping[str, Any]]
+    ) -> float:
+        """The best ratio any path of the box can have; zero when there is no path."""
+        paths = BoxPaths(columns, upto_s)
+        price_J = columns.usage_JC @ self.multipliers.price_C
+        available_C = np.array([c.num_devices for c in self.problem.classes], dtype=np.float64)
+        cuts: list[Cut] = []
+        for stated in weights or ({"w": 1.0, "c": 0.0, "visit": {}},):
+            visit_C = np.zeros(len(available_C))
+            for class_i, charge in stated["visit"].items():
+                visit_C[class_i] = charge
+            start_S = np.zeros(len(self.problem.site_ids))
+            np.subtract.at(start_S, columns.site_C, visit_C * available_C)
+            charged = Weights(
+                seconds=stated["w"],
+                price_J=stated["c"] * price_J + columns.usage_JC @ visit_C,
+                start_S=start_S,
+            )
+            least = paths.least(charged)
+            self.num_paths += 1
+            margin = REL_TOLERANCE * float(visit_C @ available_C)
+            if least == float("inf") or (stated["w"] == stated["c"] == 0.0 and least > margin):
+                return 0.0
+            cuts.append(Cut(w_weight=stated["w"], c_weight=stated["c"], least=least))
+        return largest_ratio(
+            cuts,
+            tokens_per_step=self.problem.tokens_per_step,
+            seconds_min=above_s,
+            rho=self.multipliers.rho,
+            nu=self.multipliers.nu,
+        )
+
+    def _read_cuts(self, cuts: Sequence[Any], place: str) -> list[dict[str, Any]] | None:
+        read = []
+        for i, cut in enumerate(cuts):
+            cut = cut if isinstance(cut, Mapping) else {}
+            weights = {key: figure(cut.get(key)) for key in ("w", "c")}
+            visit = _read_visit(cut.get("visit", {}), len(self.problem.classes))
+            if None in weights.values() or visit is None:
+                limit = "weights w, c >= 0 and a charge >= 0 per class"
+                self.findings.add("proof-multipliers", f"{place}[{i}]", dict(cut), limit)
+                return None
+            read.append({**weights, "visit": visit})
+        return read
+
+
+def _read_visit(value: object, num_classes: int) -> dict[int, float] | None:
+    if not isinstance(value, Mapping):
+        return None
+    visit: dict[int, float] = {}
+    for name, charge in value.items():
+        number = figure(charge)
+        known = isinstance(name, str) and name.isascii() and name.isdigit() and str(int(name)) == name
+        if number is None or not known or int(name) >= num_classes:
+            return None
+        visit[int(name)] = number
+    return visit
+
+
+def _list(value: object) -> Sequence[Any]:
+    return value if isinstance(value, list | tuple) else ()

@@ -1,0 +1,94 @@
+"""The relaxed path problem the referee repeats: cheapest chain of stages, devices counted too often or not.
+
+Legend: see planner/check/columns.py; G groups of entries with equal site, position and kind.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from planner.check.columns import FloatArray, IntArray, ModeColumns
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """Charges of a path: `seconds` per second of fill, `price_J` per cluster, `start_S` per site visit."""
+
+    seconds: float
+    price_J: FloatArray
+    start_S: FloatArray
+
+
+class BoxPaths:
+    """Paths whose stages and links are all busy at most `upto_s` per step."""
+
+    def __init__(self, columns: ModeColumns, upto_s: float) -> None:
+        self._columns = columns
+        self._num_layers = columns.transfer_s_STL.shape[2] - 1
+        chosen_E = np.flatnonzero(columns.load_s_E <= upto_s)
+        num_kinds = len(columns.kinds.first)
+        group_E = (columns.site_E[chosen_E] * columns.num_left + columns.left_E[chosen_E]) * num_kinds
+        group_E += columns.kind_E[chosen_E]
+        self._first_G = np.flatnonzero(np.diff(group_E, prepend=-1))
+        self._group_G = group_E[self._first_G]
+        self._busy_s_E = columns.busy_s_E[chosen_E]
+        self._template_E = columns.template_E[chosen_E]
+        used_K = np.zeros(num_kinds, dtype=bool)
+        used_K[columns.kind_E[chosen_E]] = True
+        at_I = np.flatnonzero(used_K[columns.kinds.kind_I])
+        self._kind_I = columns.kinds.kind_I[at_I]
+        self._stop_I = columns.kinds.stop_I[at_I]
+        start_I = columns.kinds.start_I[at_I]
+        self._first_I: IntArray = np.flatnonzero(np.diff(start_I, prepend=-1))
+        self._start_I: IntArray = start_I[self._first_I]
+        allowed_STL = columns.formula.repeats * np.where(
+            np.isfinite(columns.transfer_s_STL), columns.transfer_s_STL, 0.0
+        )
+        self._closed_STL = ~np.isfinite(columns.transfer_s_STL) | (allowed_STL > upto_s)
+
+    def least(self, weights: Weights) -> float:
+        """Smallest charge of any path; infinite when there is no path at all.
+
+        Backwards over stages: V(q, s, a) covers layers [a, L) with q stages, the first of them at site s.
+        V(q, s, a) = min over b, clusters at s of charge + U(q-1, s, b);
+        U(q, s, b) = min over t of transfer(s, t, b) + [t != s] start(t) + V(q, t, b); U(0, s, L) = 0.
+        """
+        if not len(self._group_G):
+            return float("inf")
+        charge_SQK = self._stage_charges(weights)
+        move_STL = self._move_charges(weights)
+        num_sites = charge_SQK.shape[0]
+        after_SL = np.full((num_sites, self._num_layers + 1), np.inf)
+        after_SL[:, self._num_layers] = 0.0
+        least = float("inf")
+        for left in range(1, self._columns.mode.max_stages + 1):
+            position = min(left, self._columns.num_left) - 1
+            total_SI = charge_SQK[:, position, self._kind_I] + after_SL[:, self._stop_I]
+            from_SL = np.full((num_sites, self._num_layers + 1), np.inf)
+            from_SL[:, self._start_I] = np.minimum.reduceat(total_SI, self._first_I, axis=1)
+            least = min(least, float((from_SL[:, 0] + weights.start_S).min()))
+            after_SL = (move_STL + from_SL[None, :, :]).min(axis=1)
+            if not np.isfinite(after_SL).any():
+                break
+        return least
+
+    def _stage_charges(self, weights: Weights) -> FloatArray:
+        """Cheapest cluster per site, position and interval kind."""
+        columns = self._columns
+        shape = (weights.start_S.shape[0], columns.num_left, len(columns.kinds.first))
+        charge_E = weights.price_J[self._template_E] + weights.seconds * columns.formula.fill * self._busy_s_E
+        charge = np.full(int(np.prod(shape)), np.inf)
+        charge[self._group_G] = np.minimum.reduceat(charge_E, self._first_G)
+        return charge.reshape(shape)
+
+    def _move_charges(self, weights: Weights) -> FloatArray:
+        """Charge of a transfer at each border, with the start of a visit when the site changes."""
+        columns = self._columns
+        seconds_STL = np.where(self._closed_STL, 0.0, columns.transfer_s_STL)
+        move_STL = weights.seconds * columns.formula.fill * seconds_STL
+        num_sites = len(weights.start_S)
+        move_STL += np.where(np.eye(num_sites, dtype=bool), 0.0, weights.start_S[None, :])[:, :, None]
+        move_STL[self._closed_STL] = np.inf
+        return move_STL

@@ -1,0 +1,1 @@
+"""Named small fleets with a model and a policy each; `echelon init --example` copies them."""

@@ -1,0 +1,1 @@
+"""The shapes of the files people write. Only this package imports pydantic and yaml."""

@@ -1,0 +1,158 @@
+"""Column generation: the linear master and the pricing of load boxes in turn, until nothing better is found.
+
+Legend: P columns of the pool, C device classes, R capacity rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from planner.problem import BoundaryProblem, ObjectiveKind
+from planner.solve.boxes import Box, Duals
+from planner.solve.certify import Certified, certify
+from planner.solve.columns import Column, Pool, Shape
+from planner.solve.master import Master, MasterSolution, bound_of, mixed
+from planner.solve.pricing import Pricer
+from planner.solve.tables import FloatArray
+
+INERTIA = 0.4
+TOLERANCE = 3e-4
+NEAR_FRAC = 0.9
+FULL_EVERY = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generated:
+    """Where column generation stands: the last master solution, and whether nothing better was found."""
+
+    solution: MasterSolution
+    converged: bool
+
+
+class Generator:
+    """Column generation for one boundary. The pool only grows; `certify` is the only source of bounds."""
+
+    def __init__(self, problem: BoundaryProblem, shape: Shape, pricer: Pricer, pool: Pool) -> None:
+        self.problem = problem
+        self.shape = shape
+        self.pricer = pricer
+        self.pool = pool
+        self.minimise = problem.objective.kind is ObjectiveKind.PRICE
+        self._added = 0
+        self._master: Master | None = None
+        self._usage_PC = np.zeros((0, shape.devices_C.size), dtype=np.int64)
+        self._rate_P = np.zeros(0)
+
+    def seed(self) -> Duals:
+        """First multipliers: a device is worth its rate; paths priced with them start the pool."""
+        dtype = self.problem.workload.job.dtype
+        rate_C = np.array([c.device.rate_flop_per_s(dtype) for c in self.problem.classes])
+        if not np.any(rate_C > 0.0):
+            rate_C = np.ones(rate_C.size)
+        price_C = np.where(rate_C > 0.0, rate_C, rate_C[rate_C > 0.0].min())
+        duals = self._from_class_prices(np.asarray(price_C, dtype=np.float64))
+        known = self._first_worth(duals)
+        for box in self.pricer.boxes:
+            columns = self.pricer.price_box(box, duals, known, learn=False)
+            self.pool.extend(columns)
+            known = max(known, self.known_worth(duals))
+        return self._from_class_prices(duals.price_C * known)
+
+    def _first_worth(self, duals: Duals) -> float:
+        """Worth of the quickest path of all, to have a scale for angles."""
+        still = np.zeros_like(duals.price_C)
+        free = Duals(row_R=np.zeros_like(duals.row_R), rho=0.0, nu=0.0, price_C=still)
+        for box in self.pricer.boxes:
+            columns = self.pricer.run(box, free, 1.0, 0.0, None).columns
+            if columns:
+                return max(self.pricer.worth(column, duals) for column in columns)
+        return 1e-12
+
+    def _from_class_prices(self, price_C: FloatArray) -> Duals:
+        row_R = np.zeros(len(self.problem.rows))
+        row_R[: price_C.size] = price_C  # class rows stand first, one per class
+        usd_C = self.shape.usd_C if self.minimise else np.zeros(price_C.size)
+        return Duals(row_R=row_R, rho=0.0, nu=0.0, price_C=row_R @ self.shape.coefficient_RC + usd_C)
+
+    def drop_relaxed(self) -> None:
+        """From now on only replicas the fleet can form count, in the master and in the certificate."""
+        self.pool.drop_relaxed()
+        self._master, self._added = None, 0
+        self._rate_P = np.zeros(0)
+
+    def master(self) -> MasterSolution:
+        """The linear master over the whole pool."""
+        if self._master is None:
+            top = max((c.tokens_per_s for c in self.pool.columns), default=1.0)
+            penalty = 10.0 * float(self.shape.usd_C.sum() + 1.0) if self.minimise else 20.0 * top
+            self._master = Master(self.problem, self.shape, penalty)
+        for column in self.pool.columns[self._added :]:
+            self._master.add(column)
+        self._added = len(self.pool.columns)
+        if self._rate_P.size != self._added:
+            self._usage_PC, self._rate_P = self.pool.usage_PC(), self.pool.rates_P()
+        return self._master.solve()
+
+    def known_worth(self, duals: Duals) -> float:
+        """Worth of the best replica in the pool."""
+        if not self.pool.columns:
+            return 1e-12
+        if self._rate_P.size != len(self.pool.columns):
+            self._usage_PC, self._rate_P = self.pool.usage_PC(), self.pool.rates_P()
+        price_P = self._usage_PC @ duals.price_C + duals.rho
+        return float(((self._rate_P + duals.nu) / np.maximum(price_P, 1e-300)).max())
+
+    def round(self, boxes: Sequence[Box], duals: Duals) -> int:
+        """Price some boxes; returns how many new columns came."""
+        worth = self.known_worth(duals)
+        learn = self.pool.real_only
+        return sum(self.pool.extend(self.pricer.price_box(box, duals, worth, learn=learn)) for box in boxes)
+
+    def run(self, duals: Duals, *, rounds: int, should_stop: Callable[[], bool]) -> Generated:
+        """Rounds of master and pricing until a full round at the master's own multipliers brings nothing new.
+
+        Between such rounds prices follow the master with some inertia, which keeps them from swinging.
+        """
+        usd_C = self.shape.usd_C if self.minimise else None
+        inertia = INERTIA
+        solution = self.master()
+        for number in range(rounds):
+            if should_stop():
+                break
+            full = inertia == 0.0 or number % FULL_EVERY == 0
+            duals = mixed(self.shape, solution.duals, duals, inertia, usd_C)
+            top = max((box.worth for box in self.pricer.boxes if box.worth < np.inf), default=0.0)
+            self.round([b for b in self.pricer.boxes if full or b.worth >= NEAR_FRAC * top], duals)
+            improving = self.known_worth(solution.duals) > self.unit_worth(solution) * (1.0 + TOLERANCE)
+            if not improving and inertia == 0.0:
+                return Generated(solution=solution, converged=True)
+            inertia = INERTIA if improving else 0.0
+            solution = self.master()
+        return Generated(solution=solution, converged=False)
+
+    def unit_worth(self, solution: MasterSolution) -> float:
+        """Worth of the replicas the master uses: 1, or tokens/s per USD at the price of the target."""
+        used = solution.x_P > 1e-9
+        if not self.minimise or not used.any():
+            return 1.0
+        price_P = self._usage_PC[: used.size][used] @ solution.duals.price_C + solution.duals.rho
+        return float((self._rate_P[: used.size][used] / price_P).max())
+
+    def certify(self, duals: Duals, *, tolerance: float, should_stop: Callable[[], bool]) -> tuple[Certified, float]:
+        """A certificate under these multipliers and the bound it proves; its paths join the pool."""
+        known = self.known_worth(duals)
+        certified = certify(self.pricer, duals, known=known, tolerance=tolerance, should_stop=should_stop)
+        self.pool.extend(certified.columns)
+        return certified, bound_of(self.problem, self.shape, duals, certified.factor)
+
+
+def cheapest_columns(pool: Pool, duals: Duals, limit: int) -> list[Column]:
+    """The columns of least slack `price . usage + rho - nu - tokens/s`, at most `limit`, in pool order."""
+    if len(pool.columns) <= limit:
+        return list(pool.columns)
+    slack_P = pool.usage_PC() @ duals.price_C - pool.rates_P()
+    keep = np.sort(np.argsort(slack_P, kind="stable")[:limit])
+    return [pool.columns[int(p)] for p in keep]

@@ -1,0 +1,124 @@
+"""The linear master over the replicas found so far, solved by GLOP.
+
+    max  sum_p t_p x_p                      or   min  sum_p usd_p x_p
+    row[r]:        sum_p a_rp x_p <= b_r         for every capacity row
+    replicas-min:  sum_p x_p >= k
+    replicas-max:  sum_p x_p <= R                (when set)
+    tokens-min:    sum_p t_p x_p >= G            (price objective)
+
+Legend: P columns, R capacity rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from ortools.linear_solver import pywraplp
+
+from planner.problem import BoundaryProblem, ObjectiveKind
+from planner.solve.boxes import Duals
+from planner.solve.columns import Column, Shape
+from planner.solve.tables import FloatArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class MasterSolution:
+    """Value, fractions and multipliers; `short` counts replicas (or tokens/s) that are still missing.
+
+    With objective price `duals` are scaled so that the worth of a replica is tokens/s per USD.
+    """
+
+    value: float
+    x_P: FloatArray
+    duals: Duals
+    short: float
+
+
+class Master:
+    """The growing linear program. Columns are only ever added; limits may be changed between solves."""
+
+    def __init__(self, problem: BoundaryProblem, shape: Shape, penalty: float) -> None:
+        self._shape = shape
+        self._price = problem.objective.kind is ObjectiveKind.PRICE
+        self._solver = pywraplp.Solver.CreateSolver("GLOP")
+        infinity = self._solver.infinity()
+        self._rows = [self._solver.Constraint(-infinity, float(limit)) for limit in shape.limit_R]
+        self._fewest = self._solver.Constraint(float(problem.replicas_min), infinity)
+        most = float(problem.replicas_max) if problem.replicas_max is not None else infinity
+        self._most = self._solver.Constraint(-infinity, most)
+        target = problem.objective.tokens_per_s_min or 0.0
+        self._target = self._solver.Constraint(target if self._price else -infinity, infinity)
+        self._objective = self._solver.Objective()
+        if self._price:
+            self._objective.SetMinimization()
+        else:
+            self._objective.SetMaximization()
+        self._short = self._solver.NumVar(0.0, infinity, "short")
+        self._fewest.SetCoefficient(self._short, 1.0)
+        self._target.SetCoefficient(self._short, 1.0 if self._price else 0.0)
+        self._objective.SetCoefficient(self._short, penalty if self._price else -penalty)
+        self._x: list[pywraplp.Variable] = []
+
+    def add(self, column: Column) -> None:
+        """One more replica to choose from."""
+        x = self._solver.NumVar(0.0, self._solver.infinity(), "")
+        usd = float(self._shape.usd_C @ column.usage_C)
+        self._objective.SetCoefficient(x, usd if self._price else column.tokens_per_s)
+        row_R = self._shape.coefficient_RC @ column.usage_C
+        for r in np.flatnonzero(row_R):
+            self._rows[int(r)].SetCoefficient(x, float(row_R[r]))
+        self._fewest.SetCoefficient(x, 1.0)
+        self._most.SetCoefficient(x, 1.0)
+        if self._price:
+            self._target.SetCoefficient(x, column.tokens_per_s)
+        self._x.append(x)
+
+    def set_limits(self, limit_R: FloatArray, fewest: float, most: float | None, target: float = 0.0) -> None:
+        """Capacity that is left, for solving on the rest of a fleet."""
+        infinity = self._solver.infinity()
+        for row, limit in zip(self._rows, limit_R, strict=True):
+            row.SetBounds(-infinity, float(limit))
+        self._fewest.SetBounds(max(0.0, fewest), infinity)
+        self._most.SetBounds(-infinity, infinity if most is None else max(0.0, most))
+        if self._price:
+            self._target.SetBounds(target, infinity)
+
+    def solve(self) -> MasterSolution:
+        """Optimum over the columns so far."""
+        status = self._solver.Solve()
+        if status not in (pywraplp.Solver.OPTIMAL, pywraplp.Solver.FEASIBLE):
+            raise RuntimeError(f"GLOP ended with status {status}")
+        sign = -1.0 if self._price else 1.0
+        row_R = np.maximum(0.0, sign * np.array([row.dual_value() for row in self._rows]))
+        price_C = row_R @ self._shape.coefficient_RC + (self._shape.usd_C if self._price else 0.0)
+        rho = max(0.0, sign * float(self._most.dual_value()))
+        nu = 0.0 if self._price else max(0.0, -float(self._fewest.dual_value()))
+        return MasterSolution(
+            value=float(self._objective.Value()),
+            x_P=np.array([x.solution_value() for x in self._x]),
+            duals=Duals(row_R=row_R, rho=rho, nu=nu, price_C=np.asarray(price_C, dtype=np.float64)),
+            short=float(self._short.solution_value()),
+        )
+
+
+def mixed(shape: Shape, one: Duals, other: Duals, share: float, usd_C: FloatArray | None) -> Duals:
+    """`share` of `other` in `one`: smoothed multipliers, as valid as any."""
+    row_R = (1 - share) * one.row_R + share * other.row_R
+    price_C = row_R @ shape.coefficient_RC + (usd_C if usd_C is not None else 0.0)
+    return Duals(
+        row_R=row_R,
+        rho=(1 - share) * one.rho + share * other.rho,
+        nu=(1 - share) * one.nu + share * other.nu,
+        price_C=np.asarray(price_C, dtype=np.float64),
+    )
+
+
+def bound_of(problem: BoundaryProblem, shape: Shape, duals: Duals, factor: float) -> float:
+    """The bound that a factor proves, in the objective's own unit."""
+    most = float(problem.replicas_max or 0)
+    priced = float(duals.row_R @ shape.limit_R) + duals.rho * most
+    if problem.objective.kind is ObjectiveKind.PRICE:
+        target = problem.objective.tokens_per_s_min or 0.0
+        return target / factor - priced if factor > 0.0 else float("inf")
+    return factor * priced - duals.nu * problem.replicas_min

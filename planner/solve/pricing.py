@@ -1,0 +1,184 @@
+"""Pricing of replicas: one scalarised shortest path per load box, tightened by visit multipliers where needed.
+
+A relaxed path may use a class more often than it has devices. Visit multipliers lambda_c make that dear without making
+any real path dearer; they are raised along the violation (Polyak steps) and remembered per box.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf, isfinite
+
+import numpy as np
+
+from planner.problem import BoundaryProblem
+from planner.solve.boxes import Box, Cut, Duals, Vertex, box_edges, tangent
+from planner.solve.columns import Column, Shape, column_of
+from planner.solve.pathdp import BoxView, best_starts, build_view, least_load, run_path_dp
+from planner.solve.tables import FloatArray, ModeTables
+
+BOX_RATIO = 1.12
+PATHS_PER_DP = 6
+LEARNING_STEPS = 4
+VIEW_ENTRIES_MAX = 15_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Priced:
+    """A relaxed least cost and the paths found on the way, best first."""
+
+    value: float
+    columns: tuple[Column, ...]
+
+
+class Pricer:
+    """Prices replicas of one boundary; counts its shortest-path runs in `num_dps`."""
+
+    def __init__(self, problem: BoundaryProblem, shape: Shape, tables: Sequence[ModeTables]) -> None:
+        self.problem = problem
+        self.shape = shape
+        self.tables = tuple(tables)
+        self.num_dps = 0
+        self._views: dict[tuple[int, float], BoxView] = {}
+        self._entries = 0
+        self.boxes = [box for i in range(len(self.tables)) for box in self._build_boxes(i)]
+
+    def _build_boxes(self, table_i: int) -> list[Box]:
+        tables = self.tables[table_i]
+        least_s = least_load(tables)
+        if not isfinite(least_s):
+            return [self.new_box(table_i, 0.0, inf)]
+        hops_s = tables.formula.repeats * tables.transfer_BSS[np.isfinite(tables.transfer_BSS)]
+        most_s = max(float(tables.load_E.max()), float(hops_s.max(initial=0.0)))
+        edges = box_edges(least_s, most_s, BOX_RATIO)
+        return [self.new_box(table_i, low, high) for low, high in zip([0.0, *edges], edges, strict=False)]
+
+    def new_box(self, table_i: int, from_s: float, upto_s: float) -> Box:
+        """A box nothing is known about yet."""
+        return Box(table_i=table_i, from_s=from_s, upto_s=upto_s)
+
+    def view(self, box: Box) -> BoxView:
+        """The box's part of the tables, kept for the most recently used boxes."""
+        key = (box.table_i, box.upto_s)
+        view = self._views.pop(key, None)
+        if view is None:
+            view = build_view(self.tables[box.table_i], box.upto_s)
+            self._entries += view.busy_E.size
+            while self._entries > VIEW_ENTRIES_MAX and self._views:
+                self._entries -= self._views.pop(next(iter(self._views))).busy_E.size
+        self._views[key] = view
+        return view
+
+    def run(
+        self, box: Box, duals: Duals, time_weight: float, price_weight: float, visit_C: FloatArray | None
+    ) -> Priced:
+        """Least relaxed cost in a box, and the best path from each of a few start sites."""
+        self.num_dps += 1
+        rate_C = price_weight * duals.price_C
+        credit_S = np.zeros(self.shape.num_sites)
+        if visit_C is not None:
+            rate_C = rate_C + visit_C
+            np.add.at(credit_S, self.shape.site_C, visit_C * self.shape.devices_C)
+        dp = run_path_dp(self.view(box), time_weight, self.shape.usage_JC @ rate_C, credit_S)
+        if not isfinite(dp.value):
+            return Priced(value=inf, columns=())
+        starts = best_starts(dp, PATHS_PER_DP, within=0.25 * (abs(dp.value) + 1e-12))
+        columns = tuple(column_of(self.problem, self.shape, dp, q, s) for q, s in starts)
+        return Priced(value=dp.value, columns=columns)
+
+    def fill_cut(self, box: Box) -> Cut:
+        """`w >= least fill time`, which no price changes; computed once per box."""
+        if box.fill_cut is None:
+            no_price = Duals(row_R=np.zeros(0), rho=0.0, nu=0.0, price_C=np.zeros(self.shape.devices_C.size))
+            value = self.run(box, no_price, 1.0, 0.0, None).value
+            box.fill_cut = Cut(time_weight=1.0, price_weight=0.0, value=value, visit_C=None)
+        return box.fill_cut
+
+    def worth(self, column: Column, duals: Duals) -> float:
+        """h of a replica at its true step time."""
+        price = float(duals.price_C @ column.usage_C) + duals.rho
+        return inf if price <= 0.0 else (column.tokens_per_s + duals.nu) / price
+
+    def overuse_C(self, column: Column) -> FloatArray:
+        """Subgradient of the visit terms: devices used minus N_c for every visit to the class's site."""
+        sites = [self.problem.templates[stage.template_i].site_i for stage in column.stages]
+        visits_S = np.zeros(self.shape.num_sites)
+        for i, site_i in enumerate(sites):
+            if i == 0 or sites[i - 1] != site_i:
+                visits_S[site_i] += 1.0
+        return np.asarray(column.usage_C - visits_S[self.shape.site_C] * self.shape.devices_C, dtype=np.float64)
+
+    def raise_visits(
+        self, visit_C: FloatArray | None, column: Column, shortfall: float
+    ) -> FloatArray | None:
+        """One Polyak step towards lifting the relaxed value by `shortfall`; None when no class is overused per visit."""
+        slope_C = self.overuse_C(column)
+        old_C = np.zeros(slope_C.size) if visit_C is None else visit_C
+        slope_C[(old_C <= 0.0) & (slope_C < 0.0)] = 0.0
+        norm = float(slope_C @ slope_C)
+        if norm == 0.0 or shortfall <= 0.0:
+            return None
+        return np.maximum(old_C + shortfall / norm * slope_C, 0.0)
+
+    def theta(self, box: Box, worth: float) -> float:
+        """A good price per second before anything is known: the tangent at the remembered or the cheapest corner."""
+        if box.theta is not None:
+            return box.theta
+        vertex = Vertex(worth=worth, fill_s=self.fill_cut(box).value, price=0.0)
+        return tangent(self.problem.tokens_per_step, box.from_s, vertex, worth)
+
+    def price_box(self, box: Box, duals: Duals, worth: float, *, learn: bool = True) -> list[Column]:
+        """Good paths of one box at its remembered angle; remembers the new angle and worth.
+
+        With `learn`, visit multipliers are raised while the best path is one the fleet can't form.
+        """
+        if self.fill_cut(box).value == inf:
+            box.worth = 0.0
+            return []
+        fills = self.tables[box.table_i].formula.fill > 0.0
+        theta = self.theta(box, worth) if fills else 0.0
+        priced = self.run(box, duals, theta, 1.0, box.visit_C)
+        columns = list(priced.columns)
+        if not columns:
+            box.worth = 0.0
+            return []
+        if learn and not columns[0].real:
+            columns += self.tighten(box, duals, theta, worth, priced, LEARNING_STEPS)[1]
+        best = max(columns, key=lambda column: self.worth(column, duals))
+        box.worth = self.worth(best, duals)
+        if isfinite(box.worth) and box.worth > 0.0:
+            box.theta = self.problem.tokens_per_step / (best.step_s**2 * box.worth)
+        return columns
+
+    def tighten(
+        self, box: Box, duals: Duals, theta: float, worth: float, start: Priced, steps: int
+    ) -> tuple[list[Cut], list[Column]]:
+        """Raise visit multipliers from the box's own until a real path comes first or no worth above `worth` is left.
+
+        Returns cuts of increasing value and all paths met. The box remembers the best multipliers, or none when
+        nothing was gained.
+        """
+        cuts: list[Cut] = []
+        columns: list[Column] = []
+        first, value, best = start.columns[0], start.value, start.value
+        visit_C = box.visit_C
+        for _ in range(steps):
+            step_s = box.from_s + first.fill_s
+            fair_price = (self.problem.tokens_per_step / step_s + duals.nu) / worth - duals.rho
+            raised_C = self.raise_visits(visit_C, first, theta * first.fill_s + fair_price - value)
+            if raised_C is None:
+                break
+            visit_C = raised_C
+            priced = self.run(box, duals, theta, 1.0, visit_C)
+            columns += priced.columns
+            first, value = priced.columns[0], priced.value
+            if value > best * (1 + 1e-9) + 1e-12:
+                best = value
+                box.visit_C = visit_C
+                cuts.append(Cut(time_weight=theta, price_weight=1.0, value=value, visit_C=visit_C))
+            if first.real:
+                break
+        if not cuts:
+            box.visit_C = None
+        return cuts, columns
