@@ -22,6 +22,8 @@ ASSUMED_CPU = "CPU-Xeon-8380"
 _HOSTFILE_LINE = re.compile(r"(\S+)\s+slots=([0-9]{1,4})")
 _GRES = re.compile(r"gpu(?::([A-Za-z0-9._-]+))??(?::([0-9]{1,4}))?(?:\([^)]*\))?")
 _FIELD = re.compile(r"(?:^|\s)([A-Za-z:/_]+)=(.*?)(?=\s+[A-Za-z:/_]+=|$)")
+_BRANDS = ("nvidia", "geforce", "quadro", "tesla", "rtx", "amd", "intel", "instinct")
+_VARIANT = re.compile(r"[0-9]+gb|sxm[0-9]?|pcie|nvl|hbm[0-9]e?")
 _GONE_STATES = ("DOWN", "DRAIN", "FAIL", "FUTURE", "NOT_RESPONDING", "POWERED_DOWN", "UNKNOWN")
 
 
@@ -75,7 +77,7 @@ def hosts_from_hostfile(text: str, *, place: str, device: str | None = None) -> 
 
 
 def hosts_from_slurm(text: str, *, place: str, device: str | None = None) -> list[DraftHost]:
-    """Hosts of `scontrol show nodes` (also `--oneliner`), or of `sinfo -N -o '%N %c %m %G %t %f'` with its header.
+    """Hosts of `scontrol show nodes` (also `--oneliner`), or of `sinfo -N -o '%N %c %m %G %t'` with header.
 
     Raises:
         InputError: `bad-input`, with every node that can't be read.
@@ -240,34 +242,36 @@ def _sockets(record: Mapping[str, str]) -> DraftDevices:
 def catalog_guess(found: str, known: Collection[str]) -> tuple[str, tuple[str, ...]]:
     """The catalog name meant by a GRES type such as `nvidia_a100-sxm4-80gb`, with notes on what is assumed.
 
-    Every word but those for a memory size must occur; among several variants the one with the least memory is
-    taken, so that a plan made from the draft fits in any case.
+    A catalog name fits when its model words occur in the type. Of those that share most words with it, the
+    one with the least memory is taken, so that a plan made from the draft fits in any case.
     """
-    words = set(re.findall(r"[a-z0-9]+", found.lower()))
-    fitting: list[str] = []
-    for name in known:
-        wanted = set(re.findall(r"[a-z0-9]+", name.lower()))
-        model = {word for word in wanted if not re.fullmatch(r"[0-9]+gb|sxm[0-9]?|pcie", word)}
-        if (model and model <= words | {"".join(sorted(model))}) or "".join(sorted(model)) in words:
-            fitting.append(name)
+    words = _words(found)
+    fitting = [name for name in sorted(known) if _is_model(name, words)]
     if not fitting:
         told = f"`{found}`" if found else "no type"
         return ASSUMED_GPU, (f"assumed: Slurm says {told}; {ASSUMED_GPU} stands in",)
-    # More agreeing words beat fewer (`RTX-6000-Ada` over `RTX-6000`), then the least memory.
-    return _closest(found, words, fitting)
-
-
-def _closest(found: str, words: set[str], fitting: Sequence[str]) -> tuple[str, tuple[str, ...]]:
-    def rank(name: str) -> tuple[int, float, str]:
-        wanted = set(re.findall(r"[a-z0-9]+", name.lower()))
-        return -len(wanted & words), device_type(name).memory_bytes, name
-
-    best = min(fitting, key=rank)
-    others = [name for name in fitting if name != best]
-    exact = set(re.findall(r"[a-z0-9]+", best.lower())) <= words
-    if exact or not others:
+    shared = {name: len(set(_words(name)) & set(words)) for name in fitting}
+    variants = [name for name in fitting if shared[name] == max(shared.values())]
+    best = min(variants, key=lambda name: (device_type(name).memory_bytes, name))
+    others = [name for name in variants if name != best]
+    if not others:
         return best, ()
-    return best, (f"assumed: Slurm says `{found}`, which may also be {' or '.join(sorted(others))}",)
+    return best, (f"assumed: Slurm says `{found}`, which may also be {' or '.join(others)}",)
+
+
+def _is_model(name: str, words: Sequence[str]) -> bool:
+    """Whether the words of a GRES type name this model; `rtx3090` is as good as `rtx_3090`."""
+    model = [word for word in _words(name) if word not in _BRANDS and not _VARIANT.fullmatch(word)]
+    return bool(model) and (set(model) <= set(words) or any("".join(model) == _bare(word) for word in words))
+
+
+def _bare(word: str) -> str:
+    """A word without a brand before it."""
+    return next((word.removeprefix(brand) for brand in _BRANDS if word.startswith(brand)), word)
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[a-z0-9]+", text.lower())
 
 
 def _is_host_name(name: str) -> bool:
