@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from measured_instances import A100, MEASURED_FOLDER, a100_runs, several_R
 
-from bench.bench_measured import A100, MEASURED_FOLDER, a100_runs, several_R
 from costmodels.calibrate import (
     bootstrap_interval,
     cross_validate,

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from measured_instances import GH200_FACTS, MEASURED_FOLDER, opt350_errors, opt350_plans, opt350_profile
 
-from bench.bench_measured import GH200_FACTS, MEASURED_FOLDER, opt350_errors, opt350_plans, opt350_profile
 from costmodels.measured import (
     RunPlan,
     RunReplica,
