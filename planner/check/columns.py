@@ -62,8 +62,7 @@ class ModeColumns:
 
 
 def held_range(problem: BoundaryProblem, mode: Mode, width: int, left: int) -> range:
-    """Micro-batches in flight a stage of this width may have to hold with `left` stages left, itself
-    included.
+    """Micro-batches a stage of this width may have to hold with `left` stages left, itself included.
 
     One number, min(micro-batches, left), when every rank works on every micro-batch. Under round-robin it
     depends on the widths of the later stages, which lie between the narrowest and the widest of the mode.

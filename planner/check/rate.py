@@ -1,5 +1,4 @@
-"""The rate bound: no replica is worth more than what its devices do at their very best, whatever the cost
-model.
+"""The rate bound: no replica is worth more than its devices at their very best, whatever the cost model.
 
 Spread the model over its layers with weights phi (their work, summing to one). A replica with step time T
 holds each layer once, and no stage is busy longer than T / m, m being the micro-batches of a step. So its
@@ -18,7 +17,7 @@ from planner.problem import BoundaryProblem, ObjectiveKind
 
 
 def best_rates(problem: BoundaryProblem, report: Reporter | None = None) -> FloatArray:
-    """Tokens/s that one device of each class adds at most to any replica, over all clusters, intervals and modes."""
+    """Tokens/s one device of each class adds at most to any replica, over all clusters, intervals, modes."""
     source = ColumnSource(problem)
     weight_L = _layer_weights(problem)
     reached = np.concatenate([[0.0], np.cumsum(weight_L)])
@@ -69,7 +68,7 @@ def _layer_weights(problem: BoundaryProblem) -> FloatArray:
 
 
 def _shared_out(problem: BoundaryProblem, rate_J: FloatArray) -> FloatArray:
-    """The rate of each cluster charged to its devices in proportion to their nominal rates, worst case per class."""
+    """The rate of each cluster charged to its devices by their nominal rates, worst case per class."""
     dtype = problem.workload.job.dtype
     nominal_C = np.array([max(c.device.rate_flop_per_s(dtype), 1.0) for c in problem.classes])
     rate_C = np.zeros(len(problem.classes))

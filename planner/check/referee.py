@@ -46,7 +46,7 @@ def check_against(
     quick: bool = False,
     report: Reporter | None = None,
 ) -> CheckReport:
-    """The referee's findings about a plan as an answer to a given problem. `rule` is the one it was built with."""
+    """The referee's findings about a plan as an answer to a given problem, built with `rule`."""
     findings = Findings()
     _check_frame(plan, problem, findings)
     derived = _check_boundaries(plan, problem, rule or CandidateRule(), findings, report)
