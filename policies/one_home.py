@@ -9,6 +9,7 @@ first.
 from __future__ import annotations
 
 import base64
+import csv
 import hashlib
 import importlib.util
 import sys
@@ -68,20 +69,27 @@ def require_one_home(homes: Mapping[str, Path | None] | None = None) -> Path:
 def files_unlike_record(distribution: metadata.Distribution) -> tuple[str, ...]:
     """Installed files that are missing or differ from the hash in the distribution's RECORD, sorted by path.
 
+    RECORD is read here, since `Distribution.files` leaves out missing files from Python 3.12 on.
+
     Args:
         distribution: as `importlib.metadata.distribution` finds it; files without a hash are left out.
     """
     unlike: list[str] = []
-    for file in distribution.files or ():
-        if file.hash is None:
-            continue
+    for path, recorded in recorded_hashes(distribution).items():
+        algorithm, _, value = recorded.partition("=")
         try:
-            content = Path(str(file.locate())).read_bytes()
+            content = Path(str(distribution.locate_file(path))).read_bytes()
         except OSError:
-            unlike.append(str(file))
+            unlike.append(path)
             continue
-        digest = hashlib.new(file.hash.mode, content).digest()
+        digest = hashlib.new(algorithm, content).digest()
         # Digests in RECORD are URL-safe base64 without padding (PyPA: "Recording installed projects").
-        if base64.urlsafe_b64encode(digest).rstrip(b"=").decode() != file.hash.value:
-            unlike.append(str(file))
+        if base64.urlsafe_b64encode(digest).rstrip(b"=").decode() != value:
+            unlike.append(path)
     return tuple(sorted(unlike))
+
+
+def recorded_hashes(distribution: metadata.Distribution) -> dict[str, str]:
+    """`algorithm=digest` by path, for every file whose RECORD line has a hash."""
+    rows = csv.reader((distribution.read_text("RECORD") or "").splitlines())
+    return {row[0]: row[1] for row in rows if len(row) > 1 and row[1]}

@@ -13,7 +13,7 @@ import typer
 from planner.cli.console import console_of
 from planner.cli.probe_solvers import Finding, Verdict, check_solvers
 from policies.errors import EchelonError
-from policies.one_home import ForeignPackageError, files_unlike_record, require_one_home
+from policies.one_home import ForeignPackageError, files_unlike_record, recorded_hashes, require_one_home
 
 CORE = ("numpy", "cryptography", "pydantic", "typer", "rich", "pyyaml")
 EXTRAS: dict[str, tuple[str, ...]] = {
@@ -87,7 +87,7 @@ def check_files() -> Iterable[Finding]:
         return
     unlike = files_unlike_record(distribution)
     if not unlike:
-        num_files = len(distribution.files or ())
+        num_files = len(recorded_hashes(distribution))
         yield Finding(check=name, verdict=Verdict.OK, detail=f"{num_files} files as recorded")
         return
     more = f" and {len(unlike) - 5} more" if len(unlike) > 5 else ""

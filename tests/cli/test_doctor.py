@@ -86,12 +86,10 @@ class Installed:
 
     def __init__(self, direct_url: str | None) -> None:
         self.direct_url = direct_url
-        self.files = ["a.py", "b.py"]
 
     def read_text(self, name: str) -> str | None:
-        """The content of `direct_url.json`."""
-        assert name == "direct_url.json"
-        return self.direct_url
+        """The content of one of its files."""
+        return {"direct_url.json": self.direct_url, "RECORD": "a.py,sha256=x,1\nb.py,sha256=y,1\nc,,\n"}[name]
 
 
 @pytest.mark.parametrize(
