@@ -1,7 +1,7 @@
 """The plan: what runs where, how fast, how full, and how far from the best possible.
 
-`plan.json` launches and checks alone: it embeds its inputs. Reading and writing need nothing but the standard library.
-Field meanings and units are in docs/formats.md; field names are those of the JSON.
+`plan.json` launches and checks alone: it embeds its inputs. Reading and writing need nothing but the standard
+library. Field meanings and units are in docs/formats.md; field names are those of the JSON.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ SCHEMA = "echelon/plan/1"
 class StagePlan:
     """A cluster, the layers [a, b) it holds and how it shares them.
 
-    `devices` are in rank order, data-parallel rank by data-parallel rank. `ranks` is the grid [dp][tp] of device ids.
-    `memory_bytes` holds per device its bytes by kind, with `limit` among them. `in_flight` counts micro-batches held.
-    `transfer_s` carries one micro-batch to the next stage and back (0 for the last).
+    `devices` are in rank order, data-parallel rank by data-parallel rank. `ranks` is the grid [dp][tp] of
+    device ids. `memory_bytes` holds per device its bytes by kind, with `limit` among them. `in_flight` counts
+    micro-batches held. `transfer_s` carries one micro-batch to the next stage and back (0 for the last).
     """
 
     index: int
@@ -110,7 +110,8 @@ class GraphEdge:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Certificate:
-    """How far from the best: `excess_frac` is bound/value - 1 when maximising, value/bound - 1 when minimising.
+    """How far from the best: `excess_frac` is bound/value - 1 when maximising, value/bound - 1 when
+    minimising.
 
     `covers` says what the bound holds for (`candidates`). `proof` maps each boundary to its evidence: `dual`
     (prices, boxes, cuts) or `closure` (re-enumeration). `stop` says why the solver stopped.
