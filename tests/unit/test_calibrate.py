@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from measured_instances import A100, MEASURED_FOLDER, a100_runs, several_R
 
 from costmodels.calibrate import (
     bootstrap_interval,
@@ -26,10 +25,12 @@ from costmodels.calibrate_model import (
     TrainingRun,
     columns,
     iteration_s_R,
+    layer_s,
     spread_C,
     start_C,
 )
 from costmodels.interface import FloatArray
+from measured_instances import A100, MEASURED_FOLDER, a100_runs, several_R
 from policies.errors import InputError
 
 
@@ -126,6 +127,37 @@ def test_a_better_machine_is_never_slower(factor: float, place: int) -> None:
     theta_C[place] += np.log(factor) * (1 if NAMES[place].endswith("_per_s") else -1)
     before_s_R = np.array([run.iteration_s for run in runs])
     assert (iteration_s_R(theta_C, columns(runs), A100) <= before_s_R * (1 + 1e-12)).all()
+
+
+@pytest.mark.parametrize(("recompute", "passes", "sweeps", "reductions"), [(False, 3, 2, 4), (True, 4, 3, 6)])
+def test_one_layer_is_what_the_sum_by_hand_gives(
+    recompute: bool, passes: int, sweeps: int, reductions: int
+) -> None:
+    value = dict.fromkeys(NAMES, 0.0) | {
+        "gemm_flop_per_s": 1e14,
+        "gemm_fixed_flops": 1e9,
+        "attention_flop_per_s": 5e13,
+        "memory_bytes_per_s": 1e12,
+        "launch_s": 1e-9,
+        "tensor_bytes_per_s": 1e11,
+        "tensor_latency_s": 1e-5,
+    }
+    run = columns([one_run(tp=4, dp=1, num_devices=4, hidden=2048, recompute=recompute)])
+    gemm_s = passes * (24 * 1024 * 2048**2 / 4 + 1e9) / 1e14
+    attention_s = passes * (4 * 1024 * 1024 * 2048 / 4) / 5e13
+    sweep_s = sweeps * (20 * 1024 * 2048 + 48 * 1024 * 2048 / 4 + 10 * 16 * 1024 * 1024 / 4) / 1e12
+    reduce_s = reductions * (2 * 3 / 4 * 2 * 1024 * 2048 / 1e11 + 2e-5)
+    assert layer_s(value, run, A100) == pytest.approx([gemm_s + attention_s + sweep_s + reduce_s])
+
+
+@pytest.mark.parametrize(("heads", "micro_batch_size", "factor"), [(16, 1, 1.0), (8, 1, 1.5), (8, 2, 1.0)])
+def test_launches_bound_small_layers_and_an_odd_softmax_launches_more(
+    heads: int, micro_batch_size: int, factor: float
+) -> None:
+    value = dict.fromkeys(NAMES, 1e20) | {"launch_s": 0.004, "unfused_frac": 0.5}
+    value |= {"gemm_fixed_flops": 0.0, "narrow_hidden": 0.0, "tensor_latency_s": 0.0}
+    run = one_run(tp=4, dp=1, num_devices=4, heads=heads, micro_batch_size=micro_batch_size)
+    assert layer_s(value, columns([run]), A100) == pytest.approx([0.004 * factor])
 
 
 def test_recomputation_costs_at_most_a_third_more_layer_time() -> None:
