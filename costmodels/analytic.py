@@ -21,7 +21,7 @@ from costmodels.stages import Priced, StagePricer
 from costmodels.workload import JOINT, Workload
 from policies.errors import InputError
 
-NUM_TABLES = 512
+TABLES_BYTES_MAX = 64 * 2**20
 
 
 class AnalyticCostModel:
@@ -158,10 +158,14 @@ class AnalyticCostModel:
             priced = self._pricer.price(cluster, members, contents, strategy, micro_batch_size, in_flight_Q)
             table = _table(priced, (contents.num_intervals, in_flight_max))
             if isinstance(intervals, tuple):
-                while len(self._tables) >= NUM_TABLES:
-                    del self._tables[next(iter(self._tables))]
-                self._tables[key] = table
+                self._remember(key, table)
         return table
+
+    def _remember(self, key: Hashable, table: StageTable) -> None:
+        num_tables = max(1, TABLES_BYTES_MAX // max(1, 2 * table.busy_s_KQ.nbytes))
+        while len(self._tables) >= num_tables:
+            del self._tables[next(iter(self._tables))]
+        self._tables[key] = table
 
     def _members(self, cluster: Cluster) -> Members:
         if self._last_members is None or self._last_members[0] is not cluster:
