@@ -167,10 +167,11 @@ def test_a_reader_who_leaves_causes_no_noise() -> None:
 
 
 def test_control_c_ends_the_process_with_130() -> None:
-    process = start("discover", "-v", "--probe-time", "60s")
-    assert process.stderr is not None
-    assert process.stderr.readline() == "measuring for about 120 s\n"
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate()
+    with start("discover", "-v", "--probe-time", "60s") as process:
+        assert process.stderr is not None
+        first = process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate()
+    assert first == "measuring for about 120 s\n"
     assert process.returncode == 130
     assert err.splitlines()[0] == "error[interrupted]: interrupted before there was an answer"

@@ -81,6 +81,8 @@ def test_the_error_is_an_import_error_with_a_way_out() -> None:
     assert require_one_home(homes) == Path("/a")
     with pytest.raises(ForeignPackageError, match="do not share one folder") as caught:
         require_one_home(homes | {"planner": Path("/b")})
+    with pytest.raises(ForeignPackageError, match="`planner` from nowhere"):
+        require_one_home(dict.fromkeys(PACKAGES))
     assert isinstance(caught.value, ImportError)
     assert (caught.value.code, caught.value.exit_code) == ("foreign-package", 1)
     assert caught.value.hint
