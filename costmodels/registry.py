@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 
 from costmodels.interface import CostModel
@@ -55,7 +54,7 @@ class Registry:
         """
         targets = self._targets()
         if name in targets or name in self._registered:
-            owner = targets.get(name, ["Registry.register"])[0]
+            owner = targets.get(name, ["a registration in this process"])[0]
             raise DuplicateCostModelError(
                 "cost-model-duplicate",
                 f"cost model `{name}` exists already, from {owner}",
@@ -120,12 +119,9 @@ class Registry:
 
 
 def _loaded(name: str, target: str) -> Factory:
-    module_name, _, attribute = target.partition(":")
     try:
-        factory = import_module(module_name)
-        for part in attribute.split("."):
-            factory = getattr(factory, part)
-    except (ImportError, AttributeError, ValueError) as error:
+        factory: Factory = EntryPoint(name=name, value=target, group=ENTRY_POINT_GROUP).load()
+    except Exception as error:  # whatever another package does while it is imported
         raise BrokenCostModelError(
             "cost-model-broken",
             f"cost model `{name}` can't be loaded from {target}: {error}",
@@ -163,6 +159,11 @@ def cost_model(name: str, workload: Workload, **settings: object) -> CostModel:
 def register(name: str, factory: Factory) -> None:
     """Make a cost model known under `name` in this process; see `Registry.register`."""
     _REGISTRY.register(name, factory)
+
+
+def forget(name: str) -> None:
+    """Take a registration of this process back."""
+    _REGISTRY.forget(name)
 
 
 def known_names() -> tuple[str, ...]:
