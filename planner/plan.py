@@ -59,7 +59,7 @@ class ReplicaPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Excluded:
-    """A device the plan leaves idle, and why (`spare`, `pooled-spare`, `not-needed`, `no-stage-fits`, ...)."""
+    """A device left idle, and why (`spare`, `pooled-spare`, `not-needed`, `no-stage-fits`, ...)."""
 
     device: str
     reason: str
@@ -100,7 +100,7 @@ class GraphNode:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphEdge:
-    """`kind`: activation, gradient, collective, masked-update, aggregate-delta, global-state; inside or crossing."""
+    """`kind`: activation, gradient, collective, masked-update, aggregate-delta or global-state."""
 
     source: str
     target: str
@@ -110,17 +110,18 @@ class GraphEdge:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Certificate:
-    """How far from the best: `excess_frac` is bound/value - 1 when maximising, value/bound - 1 when
-    minimising.
+    """How far from the best.
 
-    `covers` says what the bound holds for (`candidates`). `proof` maps each boundary to its evidence: `dual`
-    (prices, boxes, cuts) or `closure` (re-enumeration). `stop` says why the solver stopped.
+    `excess_frac` is bound/value - 1 when maximising, value/bound - 1 when minimising; None, like `bound`,
+    where a boundary has no proof. `covers` says what the bound holds for (`candidates`). `proof` maps each
+    boundary to its evidence, for instance `dual` (prices, boxes, cuts) or `closure` (re-enumeration); see
+    docs/certificate.md. `stop` says why the solver stopped.
     """
 
     objective: str
     value: float
-    bound: float
-    excess_frac: float
+    bound: float | None
+    excess_frac: float | None
     covers: str
     stop: str
     proof: Mapping[str, Any]

@@ -97,9 +97,8 @@ def plan_from_json(data: Any, *, place: str = "plan.json") -> Plan:
         )
     else:
         flat |= graph
-    for key in ("nodes", "edges"):
-        if key in data:
-            faults.append(Fault(place=f"{place}: {key}", value="unknown field", limit=f"graph.{key}"))
+    for key in sorted({"nodes", "edges"} & set(data)):
+        faults += [Fault(place=f"{place}: {key}", value="unknown field", limit=f"graph.{key}")]
     plan = _record(Plan, flat, "", faults)
     if faults:
         listed = [_at(place, fault) for fault in faults[:MAX_FAULTS]]
@@ -112,7 +111,8 @@ def plan_from_json(data: Any, *, place: str = "plan.json") -> Plan:
 def _at(place: str, fault: Fault) -> Fault:
     if fault.place.startswith(f"{place}: "):
         return fault
-    return Fault(place=f"{place}: {fault.place}", value=fault.value, limit=fault.limit, hint=fault.hint)
+    inner = f"graph.{fault.place}" if fault.place.startswith(("nodes", "edges")) else fault.place
+    return Fault(place=f"{place}: {inner}", value=fault.value, limit=fault.limit, hint=fault.hint)
 
 
 def _unreadable(place: object, value: str, limit: str) -> InputError:
@@ -179,12 +179,13 @@ def _record(record: Any, value: Any, place: str, faults: list[Fault]) -> Any:
         faults.append(Fault(place=place, value=show(value), limit="an object"))
         return None
     hints, before = _hints(record), len(faults)
-    for key in value:
-        if key not in hints:
-            hint = nearest(key, hints)
-            faults.append(Fault(place=_below(place, show(key)), value="unknown field", limit="", hint=hint))
-    for key in sorted(_required(record) - set(value)):
-        faults.append(Fault(place=_below(place, key), value="missing", limit="a value"))
+    faults += [
+        Fault(place=_below(place, show(key)), value="unknown field", limit="", hint=nearest(key, hints))
+        for key in value
+        if key not in hints
+    ]
+    lacking = sorted(_required(record) - set(value))
+    faults += [Fault(place=_below(place, key), value="missing", limit="a value") for key in lacking]
     found = {
         key: _decode(hints[key], value[key], _below(place, key), faults) for key in hints if key in value
     }

@@ -74,6 +74,28 @@ class BoxPaths:
                 break
         return least
 
+    def fronts(self, weights: Weights) -> FloatArray:
+        """Smallest charge of layers [0, a) ahead of a stage at a site, by the stages behind that front.
+
+        P(q, s, a) = min over t, a' of transfer(t, s, a) + charge(t, q stages behind, [a', a)) + P(q + 1, t,
+        a'); P(q, s, 0) = 0. Visits are not charged. Infinite where no front fits.
+        """
+        charge_SQK, move_STL = self._stage_charges(weights), self._move_charges(weights)
+        num_sites, num_stages = charge_SQK.shape[0], self._columns.mode.max_stages
+        order_I = np.argsort(self._stop_I, kind="stable")
+        start_I = np.repeat(self._start_I, np.diff(self._first_I, append=len(self._stop_I)))[order_I]
+        kind_I, stop_I = self._kind_I[order_I], self._stop_I[order_I]
+        first_I = np.flatnonzero(np.diff(stop_I, prepend=-1))
+        front_QSL = np.full((num_stages + 1, num_sites, self._num_layers + 1), np.inf)
+        front_QSL[:, :, 0] = 0.0
+        for behind in range(num_stages - 1, 0, -1):
+            position = min(behind, self._columns.num_left - 1)
+            total_SI = charge_SQK[:, position, kind_I] + front_QSL[behind + 1][:, start_I]
+            up_to_SL = np.full((num_sites, self._num_layers + 1), np.inf)
+            up_to_SL[:, stop_I[first_I]] = np.minimum.reduceat(total_SI, first_I, axis=1)
+            front_QSL[behind, :, 1:] = (move_STL + up_to_SL[:, None, :]).min(axis=0)[:, 1:]
+        return front_QSL
+
     def _stage_charges(self, weights: Weights) -> FloatArray:
         """Cheapest cluster per site, position and interval kind."""
         columns = self._columns

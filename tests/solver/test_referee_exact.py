@@ -1,0 +1,92 @@
+"""Closure and threshold proofs: the true optimum is confirmed, anything less is refused, on random micro problems."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from planner.check.multipliers import read_multipliers
+from planner.check.proofs import ProofCheck, Proven
+from planner.check.report import Findings
+from planner.problem import BoundaryProblem, ObjectiveKind
+from solver.micro_fleets import CONDITIONS, Condition, micro_case
+from solver.referee_plans import best_per_usage, best_set, random_prices, within_rows
+
+SEEDS = range(14)
+
+
+def closure_proof(problem: BoundaryProblem, rng: random.Random, value: float) -> dict[str, Any]:
+    """Multipliers at random, scaled to be just dual feasible over every real replica."""
+    free = problem.objective.kind is not ObjectiveKind.PRICE
+    proof: dict[str, Any] = {
+        "kind": "closure",
+        "prices": random_prices(rng, problem),
+        "rho": 0.0 if problem.replicas_max is None else rng.choice((0.0, 2.0)),
+        "nu": rng.choice((0.0, 20.0)) if free else 0.0,
+        "factor": 1.0,
+        "bound": value,
+    }
+    multipliers = read_multipliers(problem, proof, Findings(), "p", coupled=False)
+    assert multipliers is not None
+    proof["factor"] = max(
+        (problem.tokens_per_step / real.step_s + multipliers.nu)
+        / (sum(n * p for n, p in zip(real.usage, multipliers.price_C, strict=True)) + multipliers.rho)
+        for real in best_per_usage(problem)
+        if within_rows(problem, real.usage)
+    )
+    return proof
+
+
+def judge(problem: BoundaryProblem, proof: dict[str, Any], value: float) -> tuple[Proven | None, set[str]]:
+    """What the referee says about a boundary of this value."""
+    findings = Findings()
+    check = ProofCheck(problem=problem, value=value, coupled=False, alone=True, findings=findings, place="p")
+    return check.run(proof), {violation.rule for violation in findings.violations}
+
+
+def targeted(seed: int, condition: Condition) -> BoundaryProblem:
+    """The case of a seed; a price target of 60 % of the best speed where price is minimised."""
+    case = micro_case(seed, condition, num_devices=4 if seed % 3 else 3)
+    if condition.objective is ObjectiveKind.PRICE:
+        speeds = [case.workload.job.tokens_per_step / real.step_s for real in best_per_usage(case.problem())]
+        case = case.with_target(0.6 * max(speeds, default=1.0))
+    return case.problem()
+
+
+@pytest.mark.parametrize("condition", CONDITIONS, ids=lambda c: c.name)
+def test_a_closure_confirms_the_best_value_and_nothing_else(condition: Condition):
+    judged = 0
+    for seed in SEEDS:
+        problem, rng = targeted(seed, condition), random.Random(seed)
+        best = best_set(problem)
+        if best is None:
+            continue
+        judged += 1
+        proof = closure_proof(problem, rng, best[0])
+        proven, rules = judge(problem, proof, best[0])
+        assert proven is not None, (seed, rules)
+        assert not rules
+        worse = best[0] * (1.001 if problem.objective.kind is ObjectiveKind.PRICE else 0.999)
+        assert judge(problem, proof | {"bound": worse}, worse) == (None, {"proof-closure"}), seed
+        assert "proof-factor" in judge(problem, proof | {"factor": proof["factor"] * 0.999}, best[0])[1], seed
+    assert judged >= 3
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_threshold_confirms_the_quickest_bottleneck_and_nothing_else(seed: int):
+    condition = Condition(
+        name="one", objective=ObjectiveKind.STEADY_STATE, replicas_max=1, tiers=seed % 2 == 0
+    )
+    problem = micro_case(seed, condition).problem()
+    best = best_set(problem)
+    if best is None:
+        pytest.skip("no replica fits")
+    assert judge(problem, {"kind": "threshold"}, best[0])[1] == set()
+    assert judge(problem, {"kind": "threshold"}, best[0] * 0.9999)[1] == {"proof-threshold"}
+
+
+def test_a_threshold_is_for_one_replica_in_steady_state():
+    problem = micro_case(3, Condition()).problem()
+    assert judge(problem, {"kind": "threshold"}, 1.0)[1] == {"proof-kind"}
