@@ -1,10 +1,12 @@
-"""The hand rule most people start with: per device class identical replicas with equally many layers per stage.
+"""The hand rule most people start with: per device class identical replicas with equally long stages.
 
-Stages are single devices or whole hosts of one class that is cleared for every layer. The best number of stages
-(up to 12) and of micro-batches per class is taken. A baseline for comparisons, without any bound.
+Stages are single devices or whole hosts of one class that is cleared for every layer. The best number of
+stages (up to 12) and of micro-batches per class is taken. A baseline for comparisons, without any bound.
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 from planner.objective import Replica, StageChoice, price_replica
 from planner.problem import BoundaryProblem, Mode
@@ -48,8 +50,7 @@ def _equal_chains(problem: BoundaryProblem, mode: Mode, unit: Unit) -> list[Repl
     for num_stages in range(1, min(most, problem.classes[unit.class_i].num_devices // per_stage) + 1):
         cuts = [problem.num_layers * i // num_stages for i in range(num_stages + 1)]
         stages = [
-            StageChoice(template_i=unit.template.template_i, start=a, stop=b)
-            for a, b in zip(cuts, cuts[1:], strict=False)
+            StageChoice(template_i=unit.template.template_i, start=a, stop=b) for a, b in pairwise(cuts)
         ]
         replica = price_replica(problem, mode, stages)
         if replica is not None:

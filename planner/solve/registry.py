@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
+from importlib.util import find_spec
 
 from planner.problem import BoundaryProblem
 from planner.solve.result import BoundaryResult, Limits
@@ -20,6 +21,7 @@ _MODULES = {
     "cbc": "planner.solve.pulp_cbc",
     "equal-split": "planner.solve.equal_split",
 }
+_NEEDS = {"decomposition": "ortools", "milp": "ortools", "cpsat": "ortools", "cbc": "pulp"}
 SOLVERS = tuple(_MODULES)
 
 
@@ -39,12 +41,12 @@ def solver(name: str) -> SolveBoundary:
         raise UnknownSolverError(
             "unknown-solver", f"solver {name!r} is unknown", hint=f"use one of {', '.join(SOLVERS)}"
         )
-    try:
-        solve: SolveBoundary = import_module(_MODULES[name]).solve_boundary
-    except ModuleNotFoundError as error:
+    needed = _NEEDS.get(name)
+    if needed is not None and find_spec(needed) is None:
         raise UnknownSolverError(
             "solver-missing",
-            f"solver {name!r} needs {error.name!r}, which is not installed",
+            f"solver {name!r} needs {needed!r}, which is not installed",
             hint="install the extra: pip install 'echelon[plan]'",
-        ) from error
+        )
+    solve: SolveBoundary = import_module(_MODULES[name]).solve_boundary
     return solve

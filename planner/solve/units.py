@@ -59,6 +59,14 @@ class RowSlack:
                 use[r] = use.get(r, 0.0) + weight * count
         return use
 
+    def rows(self) -> list[tuple[dict[int, float], float]]:
+        """Every row as weights per class, with what is left of it."""
+        weights: list[dict[int, float]] = [{} for _ in self._left_R]
+        for class_i, rows in enumerate(self._rows_by_class):
+            for r, weight in rows:
+                weights[r][class_i] = weight
+        return list(zip(weights, self._left_R, strict=True))
+
     def fits(self, usage: Sequence[tuple[int, int]]) -> bool:
         """Whether this usage of classes is still to be had."""
         if len(usage) == 1:
