@@ -1,16 +1,16 @@
-"""Plans, proofs and best values of micro problems, made by exhaustion alone; the referee's tests judge it by them."""
+"""Plans, proofs and best values of micro problems, made by exhaustion: what the referee is judged by."""
 
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from costmodels.interface import StageCost
-from planner.canonical import Inputs, input_documents
 from planner.candidates import cluster_of
+from planner.canonical import Inputs, input_documents
 from planner.plan import (
     BoundaryPlan,
     Certificate,
@@ -26,7 +26,7 @@ from planner.problem import BoundaryProblem, Mode, ObjectiveKind, Problem, Templ
 
 @dataclass(frozen=True, kw_only=True)
 class Real:
-    """One replica that really fits: stages as (template, first layer, end), its step time and device counts."""
+    """One replica that really fits: stages as (template, first layer, end), step time, device counts."""
 
     mode: Mode
     stages: tuple[tuple[Template, int, int], ...]
@@ -40,7 +40,9 @@ def real_replicas(problem: BoundaryProblem, mode: Mode) -> Iterator[Real]:
     size, count = mode.micro_batch_size, mode.num_micro_batches
     formula = problem.formula(mode)
 
-    def chains(layer: int, left: int, stages: tuple[tuple[Template, int, int], ...], used: tuple[int, ...]):
+    def chains(
+        layer: int, left: int, stages: tuple[tuple[Template, int, int], ...], used: tuple[int, ...]
+    ) -> Iterator[tuple[tuple[tuple[Template, int, int], ...], tuple[int, ...]]]:
         if layer == problem.num_layers:
             if left == 0:
                 yield stages, used
@@ -73,7 +75,7 @@ def real_replicas(problem: BoundaryProblem, mode: Mode) -> Iterator[Real]:
             if len(costs) < num_stages:
                 continue
             moves = []
-            for (a, _, border), (b, _, _) in zip(stages, stages[1:], strict=False):
+            for (a, _, border), (b, _, _) in pairwise(stages):
                 link = problem.links[a.site_i][b.site_i]
                 assert link is not None
                 moves.append(problem.cost_model.transfer_s(link, border, size))
@@ -264,7 +266,7 @@ def graph_of(boundaries: Sequence[BoundaryPlan]) -> tuple[tuple[GraphNode, ...],
             names = [f"{replica.id}-s{stage.index}" for stage in replica.stages]
             nodes += [GraphNode(id=name, kind="stage", boundary=boundary.name) for name in names]
             edges.append(GraphEdge(source=names[0], target=hub, kind="masked-update", crossing=False))
-            for a, b in zip(names, names[1:], strict=False):
+            for a, b in pairwise(names):
                 edges.append(GraphEdge(source=a, target=b, kind="activation", crossing=False))
                 edges.append(GraphEdge(source=b, target=a, kind="gradient", crossing=False))
     return tuple(nodes), tuple(edges)
@@ -314,9 +316,10 @@ def random_boxes(rng: random.Random, problem: BoundaryProblem) -> list[dict[str,
     """Boxes and cuts at random: any of them make a true proof, of whatever strength."""
     modes = []
     for mode in problem.modes:
-        edges: list[float | None] = sorted(
-            {round(rng.uniform(0.01, 30.0), 3) for _ in range(rng.randint(0, 3))}
-        )
+        edges = sorted({round(rng.uniform(0.01, 30.0), 3) for _ in range(rng.randint(0, 3))})
+        if problem.objective.kind is ObjectiveKind.STEADY_STATE:
+            # Without fill time only an empty first box keeps the ratio finite.
+            edges = [1e-6, *edges]
         boxes = []
         for upto in (*edges, None):
             cuts: list[dict[str, Any]] = [
@@ -339,14 +342,8 @@ def random_boxes(rng: random.Random, problem: BoundaryProblem) -> list[dict[str,
 
 
 def random_prices(rng: random.Random, problem: BoundaryProblem) -> dict[str, float]:
-    """Prices at random, positive on every class."""
-    return {row.name: rng.uniform(0.1, 3.0) for row in problem.rows if row.name.startswith("class")} | {
-        row.name: rng.choice((0.0, rng.uniform(0.0, 1.0)))
-        for row in problem.rows
-        if not row.name.startswith("class")
-    }
-
-
-def counted(values: Sequence[str]) -> Counter[str]:
-    """How often each value occurs."""
-    return Counter(values)
+    """Prices at random, positive on every class; small ones where a device's own price counts as well."""
+    by = 0.01 if problem.objective.kind is ObjectiveKind.PRICE else 1.0
+    prices = {row.name: by * rng.uniform(0.1, 3.0) for row in problem.rows if row.name.startswith("class")}
+    others = [row.name for row in problem.rows if not row.name.startswith("class")]
+    return prices | {name: by * rng.choice((0.0, rng.uniform(0.0, 1.0))) for name in others}

@@ -1,4 +1,4 @@
-"""What the referee derives from a proof is a true bound: exhaustive search over micro problems never passes it."""
+"""What the referee derives from a proof is a true bound: exhaustive search over micro problems obeys it."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def slow_least(problem: BoundaryProblem, mode: Mode, upto_s: float, weights: Wei
 @pytest.mark.parametrize(
     "condition", [CONDITIONS[0], CONDITIONS[4], CONDITIONS[5], CONDITIONS[8]], ids=lambda c: c.name
 )
-def test_relaxed_paths_are_the_cheapest_ones(seed: int, condition: Condition):
+def test_relaxed_paths_are_the_cheapest_ones(seed: int, condition: Condition) -> None:
     rng = random.Random(seed)
     problem = micro_case(seed, condition).problem()
     source = ColumnSource(problem)
@@ -84,7 +84,7 @@ def test_relaxed_paths_are_the_cheapest_ones(seed: int, condition: Condition):
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_the_hull_bounds_every_point_and_is_attained(seed: int):
+def test_the_hull_bounds_every_point_and_is_attained(seed: int) -> None:
     rng = random.Random(seed)
     cuts = [
         Cut(
@@ -107,7 +107,7 @@ def test_the_hull_bounds_every_point_and_is_attained(seed: int):
     assert best >= found * (1 - 5e-3)
 
 
-def test_no_cuts_prove_nothing_without_a_price_per_replica():
+def test_no_cuts_prove_nothing_without_a_price_per_replica() -> None:
     assert largest_ratio([], tokens_per_step=1.0, seconds_min=1.0, rho=0.0, nu=0.0) == math.inf
     assert largest_ratio([], tokens_per_step=1.0, seconds_min=2.0, rho=0.5, nu=0.0) == 1.0
     steep = [Cut(w_weight=1.0, c_weight=0.0, least=2.0), Cut(w_weight=0.0, c_weight=1.0, least=4.0)]
@@ -153,7 +153,7 @@ def derive(problem: BoundaryProblem, rng: random.Random) -> tuple[float, float] 
 
 
 @pytest.mark.parametrize("condition", CONDITIONS, ids=lambda c: c.name)
-def test_no_set_of_replicas_passes_a_dual_bound(condition: Condition):
+def test_no_set_of_replicas_passes_a_dual_bound(condition: Condition) -> None:
     judged = 0
     for seed in SEEDS:
         case = micro_case(seed, condition, num_devices=3)
@@ -171,7 +171,7 @@ def test_no_set_of_replicas_passes_a_dual_bound(condition: Condition):
 
 
 @pytest.mark.parametrize("condition", CONDITIONS, ids=lambda c: c.name)
-def test_no_set_of_replicas_passes_the_rate_bound(condition: Condition):
+def test_no_set_of_replicas_passes_the_rate_bound(condition: Condition) -> None:
     for seed in SEEDS:
         problem = micro_case(seed, condition, num_devices=3).problem()
         best = best_set(problem)
@@ -184,7 +184,7 @@ def test_no_set_of_replicas_passes_the_rate_bound(condition: Condition):
             assert bound >= best[0] * (1 - 1e-9)
 
 
-def test_pairs_of_cuts_cross_where_the_hull_says():
+def test_pairs_of_cuts_cross_where_the_hull_says() -> None:
     cuts = [Cut(w_weight=1.0, c_weight=1.0, least=4.0), Cut(w_weight=3.0, c_weight=1.0, least=6.0)]
     corners = [(0.0, 6.0), (1.0, 3.0), (4.0, 0.0)]
     expected = max(10.0 / (w + 1.0) / (c + 1.0) for w, c in corners)

@@ -1,4 +1,4 @@
-"""Closure and threshold proofs: the true optimum is confirmed, anything less is refused, on random micro problems."""
+"""Closure and threshold proofs on micro problems: the optimum is confirmed, anything less is refused."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def targeted(seed: int, condition: Condition) -> BoundaryProblem:
 
 
 @pytest.mark.parametrize("condition", CONDITIONS, ids=lambda c: c.name)
-def test_a_closure_confirms_the_best_value_and_nothing_else(condition: Condition):
+def test_a_closure_confirms_the_best_value_and_nothing_else(condition: Condition) -> None:
     judged = 0
     for seed in SEEDS:
         problem, rng = targeted(seed, condition), random.Random(seed)
@@ -75,7 +75,7 @@ def test_a_closure_confirms_the_best_value_and_nothing_else(condition: Condition
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_a_threshold_confirms_the_quickest_bottleneck_and_nothing_else(seed: int):
+def test_a_threshold_confirms_the_quickest_bottleneck_and_nothing_else(seed: int) -> None:
     condition = Condition(
         name="one", objective=ObjectiveKind.STEADY_STATE, replicas_max=1, tiers=seed % 2 == 0
     )
@@ -87,6 +87,6 @@ def test_a_threshold_confirms_the_quickest_bottleneck_and_nothing_else(seed: int
     assert judge(problem, {"kind": "threshold"}, best[0] * 0.9999)[1] == {"proof-threshold"}
 
 
-def test_a_threshold_is_for_one_replica_in_steady_state():
+def test_a_threshold_is_for_one_replica_in_steady_state() -> None:
     problem = micro_case(3, Condition()).problem()
     assert judge(problem, {"kind": "threshold"}, 1.0)[1] == {"proof-kind"}
