@@ -111,15 +111,15 @@ def gpus_from_smi(text: str) -> tuple[GpuFacts, ...]:
     return tuple(gpus)
 
 
-def measure_rates(*, probe_s: float) -> CpuRates:
+def measure_rates(*, probe_s: float, size: int = MATMUL_SIZE, copy_bytes: int = COPY_BYTES) -> CpuRates:
     """Sustained fp32 matrix multiplication and memory copy over all cores, about `probe_s` seconds each."""
     return CpuRates(
-        matmul_flop_per_s=measure_matmul_flop_per_s(probe_s=probe_s),
-        copy_bytes_per_s=measure_copy_bytes_per_s(probe_s=probe_s),
+        matmul_flop_per_s=measure_matmul_flop_per_s(probe_s=probe_s, size=size),
+        copy_bytes_per_s=measure_copy_bytes_per_s(probe_s=probe_s, copy_bytes=copy_bytes),
     )
 
 
-def measure_matmul_flop_per_s(*, probe_s: float, size: int = MATMUL_SIZE) -> float:
+def measure_matmul_flop_per_s(*, probe_s: float, size: int) -> float:
     """fp32 operations per second of numpy's matrix product; 2 n^3 for an n x n product."""
     rng = np.random.default_rng(0)
     left, right = rng.random((2, size, size), dtype=np.float32)
@@ -128,7 +128,7 @@ def measure_matmul_flop_per_s(*, probe_s: float, size: int = MATMUL_SIZE) -> flo
     return 2.0 * size**3 * num_rounds / elapsed_s
 
 
-def measure_copy_bytes_per_s(*, probe_s: float, copy_bytes: int = COPY_BYTES) -> float:
+def measure_copy_bytes_per_s(*, probe_s: float, copy_bytes: int) -> float:
     """Bytes per second read plus written while copying arrays far larger than any cache, one thread per core.
 
     Counted as STREAM's "copy" does: 2 bytes moved for each byte copied (McCalpin, 1995).

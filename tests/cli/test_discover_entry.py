@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from costmodels.discover import GpuFacts, MachineFacts, catalog_type, fleet_fragment, probe_machine
+from costmodels.catalog import device_names
+from costmodels.discover import CpuFacts, CpuRates, GpuFacts, MachineFacts, catalog_type, fleet_fragment
 from planner.files import load_fleet
 
 HEAD = """\
@@ -30,13 +31,14 @@ def test_this_machine_joins_a_fleet(cli: Callable[..., Any]) -> None:
 
 
 def test_a_gpu_of_the_catalog_needs_nothing_filled_in(tmp_path: Path) -> None:
-    from costmodels.catalog import device_names
-
-    facts = probe_machine(probe_s=1e-6)
     gpu = GpuFacts(name="NVIDIA A100-SXM4-80GB", memory_bytes=81920 * 2**20, link_bytes_per_s=31.5e9)
     assert catalog_type(gpu, device_names()) is not None
     two = MachineFacts(
-        host_name="two", cpu=facts.cpu, memory_bytes=facts.memory_bytes, gpus=(gpu, gpu), rates=facts.rates
+        host_name="two",
+        cpu=CpuFacts(model_name="Maker X", num_sockets=2, num_cores=8),
+        memory_bytes=2**36,
+        gpus=(gpu, gpu),
+        rates=CpuRates(matmul_flop_per_s=1e12, copy_bytes_per_s=1e11),
     )
     path = tmp_path / "fleet.yaml"
     path.write_text(HEAD + fleet_fragment(two, known_types=device_names()), encoding="utf-8")
