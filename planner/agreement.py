@@ -60,11 +60,11 @@ def fleet_disagreements(fleet: Fleet) -> Iterator[Disagreement]:
 
 def _site_disagreements(fleet: Fleet) -> Iterator[Disagreement]:
     for i, site in enumerate(fleet.sites):
-        yield from _known(("sites", i, "boundary_id"), site.boundary_id, fleet.boundaries, "boundary")
+        yield from _known(("sites", i, "boundary_id"), site.boundary_id, fleet.boundaries, "a boundary")
         yield from _positive(("sites", i, "fabric_bytes_per_s"), site.fabric_bytes_per_s)
         yield from _at_least_0(("sites", i, "fabric_latency_s"), site.fabric_latency_s)
     for i, host in enumerate(fleet.hosts):
-        yield from _known(("hosts", i, "site_id"), host.site_id, fleet.site_by_id, "site")
+        yield from _known(("hosts", i, "site_id"), host.site_id, fleet.site_by_id, "a site")
         yield from _positive(("hosts", i, "link_bytes_per_s"), host.link_bytes_per_s)
         yield from _at_least_0(("hosts", i, "link_latency_s"), host.link_latency_s)
 
@@ -73,7 +73,7 @@ def _device_disagreements(fleet: Fleet) -> Iterator[Disagreement]:
     last_tier_i = len(fleet.tiers) - 1
     for i, device in enumerate(fleet.devices):
         path = ("devices", i)
-        yield from _known((*path, "host_id"), device.host_id, fleet.host_by_id, "host")
+        yield from _known((*path, "host_id"), device.host_id, fleet.host_by_id, "a host")
         yield from _positive((*path, "memory_bytes"), device.memory_bytes)
         yield from _positive((*path, "memory_bytes_per_s"), device.memory_bytes_per_s)
         yield from _at_least_0((*path, "usd_per_hour"), device.usd_per_hour)
@@ -89,9 +89,9 @@ def _device_disagreements(fleet: Fleet) -> Iterator[Disagreement]:
                 path=(*path, "flop_per_s"), value="no rate", limit="a rate of at least one dtype"
             )
         for j, (dtype, rate) in enumerate(device.flop_per_s):
-            yield from _known((*path, "flop_per_s", j), dtype, DTYPE_BYTES, "dtype")
+            yield from _known((*path, "flop_per_s", j), dtype, DTYPE_BYTES, "a dtype")
             yield from _positive((*path, "flop_per_s", j), rate)
-        yield from _known((*path, "origin"), device.origin, ("measured", "declared", "assumed"), "origin")
+        yield from _known((*path, "origin"), device.origin, ("measured", "declared", "assumed"), "an origin")
 
 
 def _link_disagreements(fleet: Fleet) -> Iterator[Disagreement]:
@@ -99,7 +99,7 @@ def _link_disagreements(fleet: Fleet) -> Iterator[Disagreement]:
     for i, link in enumerate(fleet.links):
         ends = (link.source_site_id, link.target_site_id)
         for field, site_id in zip(("source_site_id", "target_site_id"), ends, strict=True):
-            yield from _known(("links", i, field), site_id, fleet.site_by_id, "site")
+            yield from _known(("links", i, field), site_id, fleet.site_by_id, "a site")
         if ends[0] == ends[1]:
             hint = "the speed inside a site is the site's fabric"
             yield Disagreement(
@@ -116,9 +116,8 @@ def _link_disagreements(fleet: Fleet) -> Iterator[Disagreement]:
 
 def workload_disagreements(workload: Workload) -> Iterator[Disagreement]:
     """Impossible figures, ties that lead nowhere or in circles, and job settings that do not fit together."""
-    if len(workload.layers) < 2:
-        limit = "at least 2 layers: the embedding and the loss head"
-        yield Disagreement(path=("layers",), value=f"{len(workload.layers)} layers", limit=limit)
+    if not workload.layers:
+        yield Disagreement(path=("layers",), value="an empty list", limit="at least one layer")
     for i, layer in enumerate(workload.layers):
         path = ("layers", i)
         for name in _LAYER_AMOUNTS:
@@ -153,7 +152,7 @@ def _tie_disagreements(tied_to: Sequence[int | None]) -> Iterator[Disagreement]:
 
 
 def _job_disagreements(job: Job) -> Iterator[Disagreement]:
-    yield from _known(("job", "dtype"), job.dtype, DTYPE_BYTES, "dtype")
+    yield from _known(("job", "dtype"), job.dtype, DTYPE_BYTES, "a dtype")
     for name in ("sequence_tokens", "sequences_per_step", "max_stages"):
         if getattr(job, name) < 1:
             yield Disagreement(path=("job", name), value=str(getattr(job, name)), limit="at least 1")
@@ -213,16 +212,16 @@ def joint_disagreements(
     if fleet is not None:
         for name in ("tokens_tier", "labels_tier", "activations_tier", "weights_tier"):
             if getattr(policy, name) is not None:
-                yield from _known((name,), getattr(policy, name), fleet.tiers, "tier of the fleet")
+                yield from _known((name,), getattr(policy, name), fleet.tiers, "a tier of the fleet")
         for i, rule in enumerate(policy.layer_tiers):
-            yield from _known(("layer_tiers", i, "tier"), rule.tier, fleet.tiers, "tier of the fleet")
+            yield from _known(("layer_tiers", i, "tier"), rule.tier, fleet.tiers, "a tier of the fleet")
         for i, boundary in enumerate(policy.boundaries or ()):
-            yield from _known(("boundaries", i), boundary, fleet.boundaries, "boundary of the fleet")
+            yield from _known(("boundaries", i), boundary, fleet.boundaries, "a boundary of the fleet")
         for i, (boundary, _) in enumerate(policy.audit_keys):
-            yield from _known(("audit_keys", i), boundary, fleet.boundaries, "boundary of the fleet")
+            yield from _known(("audit_keys", i), boundary, fleet.boundaries, "a boundary of the fleet")
         owners = {device.owner for device in fleet.devices if device.owner}
         for i, owner in enumerate(policy.spill_over.owners if policy.spill_over else ()):
-            yield from _known(("spill_over", "owners", i), owner, owners, "owner of a device of the fleet")
+            yield from _known(("spill_over", "owners", i), owner, owners, "an owner of a device of the fleet")
     if workload is not None:
         for i, rule in enumerate(policy.layer_tiers):
             if rule.stop > workload.num_layers:
@@ -251,7 +250,7 @@ def _ids(path: tuple[str | int, ...], ids: Sequence[str], field: str | None = No
 def _known(path: tuple[str | int, ...], name: str, known: Iterable[str], what: str) -> Iterator[Disagreement]:
     names = known if isinstance(known, dict | set) else tuple(known)
     if name not in names:
-        yield Disagreement(path=path, value=f"`{name}`", limit=f"a {what}", hint=nearest(name, names))
+        yield Disagreement(path=path, value=f"`{name}`", limit=what, hint=nearest(name, names))
 
 
 def _positive(path: tuple[str | int, ...], value: float) -> Iterator[Disagreement]:

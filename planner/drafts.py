@@ -7,17 +7,19 @@ draft loads at once and every guess can be found. Standard library and the devic
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from costmodels.catalog import device_names, device_type
 from planner.faults import refused, show
 from planner.hostnames import PatternError, compress_names, expand_pattern
-from policies.errors import Fault
+from policies.errors import Fault, InputError
 
 SLOTS_MAX = 64
 ASSUMED_GPU = "A100-80GB"
-ASSUMED_CPU = "CPU-Xeon-8380"
+ASSUMED_CPU = "CPU-Xeon-6248"
+ASSUMED_CPU_MIB = 65_536
 
 _HOSTFILE_LINE = re.compile(r"(\S+)\s+slots=([0-9]{1,4})")
 _GRES = re.compile(r"gpu(?::([A-Za-z0-9._-]+))??(?::([0-9]{1,4}))?(?:\([^)]*\))?")
@@ -213,7 +215,7 @@ def _slurm_devices(
             continue
         count = int(match[2] or 1)
         if count:
-            type_name, notes = (device, ()) if device else catalog_guess(match[1] or "", device_names())
+            type_name, notes = (device, ()) if device else catalog_guess(match[1] or "")
             groups.append(DraftDevices(type_name=type_name, count=count, notes=notes))
     return tuple(groups) or (_sockets(record),)
 
@@ -231,32 +233,39 @@ def _sockets(record: Mapping[str, str]) -> DraftDevices:
     notes = [f"assumed: Slurm does not say which processor; {ASSUMED_CPU} stands in"]
     if "Sockets" not in record:
         notes.append("assumed: one socket")
-    return DraftDevices(
-        type_name=ASSUMED_CPU,
-        count=sockets,
-        memory_mib=max(1, int(memory[0]) // sockets) if memory and int(memory[0]) else None,
-        notes=tuple(notes),
-    )
+    memory_mib = int(memory[0]) // sockets if memory else 0
+    if not memory_mib:
+        memory_mib = ASSUMED_CPU_MIB
+        notes.append("assumed: its memory")
+    return DraftDevices(type_name=ASSUMED_CPU, count=sockets, memory_mib=memory_mib, notes=tuple(notes))
 
 
-def catalog_guess(found: str, known: Collection[str]) -> tuple[str, tuple[str, ...]]:
+def catalog_guess(found: str) -> tuple[str, tuple[str, ...]]:
     """The catalog name meant by a GRES type such as `nvidia_a100-sxm4-80gb`, with notes on what is assumed.
 
     A catalog name fits when its model words occur in the type. Of those that share most words with it, the
-    one with the least memory is taken, so that a plan made from the draft fits in any case.
+    one with the least memory and the slowest links is taken, so that a plan made from the draft fits anyway.
     """
+    with suppress(InputError):
+        return device_type(found).name, ()
     words = _words(found)
-    fitting = [name for name in sorted(known) if _is_model(name, words)]
+    fitting = [name for name in sorted(device_names()) if _is_model(name, words)]
     if not fitting:
         told = f"`{found}`" if found else "no type"
         return ASSUMED_GPU, (f"assumed: Slurm says {told}; {ASSUMED_GPU} stands in",)
     shared = {name: len(set(_words(name)) & set(words)) for name in fitting}
     variants = [name for name in fitting if shared[name] == max(shared.values())]
-    best = min(variants, key=lambda name: (device_type(name).memory_bytes, name))
+    best = min(variants, key=_least)
     others = [name for name in variants if name != best]
     if not others:
         return best, ()
     return best, (f"assumed: Slurm says `{found}`, which may also be {' or '.join(others)}",)
+
+
+def _least(name: str) -> tuple[float, float, str]:
+    """Order in which variants are preferred."""
+    known = device_type(name)
+    return known.memory_bytes, known.device_link_bytes_per_s, name
 
 
 def _is_model(name: str, words: Sequence[str]) -> bool:

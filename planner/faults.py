@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 
 from policies.errors import Fault, InputError
 
+_PLACE = re.compile(r"(.+?)(?::([0-9]+))?(?:: .*)?", re.DOTALL)
 SHOWN_CHARACTERS = 60
 LISTED_NAMES = 12
 
@@ -33,7 +35,7 @@ def show(value: object) -> str:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """A hint that names the known word closest to `word`, or lists the known ones."""
-    names = sorted(known)
+    names = sorted(set(known))
     close = difflib.get_close_matches(word[:100], names, n=1, cutoff=0.6)
     if close:
         return f"did you mean `{close[0]}`?"
@@ -45,8 +47,16 @@ def nearest(word: str, known: Iterable[str]) -> str:
     )
 
 
-def refused(faults: Iterable[Fault], *, where: str) -> InputError:
-    """One error that lists every fault. `where` names the file or files."""
-    listed = tuple(faults)
+def refused(faults: Iterable[Fault], *, where: str = "") -> InputError:
+    """One error that lists every fault once, by file and line; `where` replaces the names of the files."""
+    found = {fault: _file_and_line(fault) for fault in faults}
+    files = list(dict.fromkeys(file for file, _ in found.values()))
+    listed = sorted(found, key=lambda fault: (files.index(found[fault][0]), found[fault][1]))
     number = "1 fault" if len(listed) == 1 else f"{len(listed)} faults"
-    return InputError("bad-input", f"{number} in {where}", faults=listed)
+    return InputError("bad-input", f"{number} in {where or ', '.join(files)}", faults=listed)
+
+
+def _file_and_line(fault: Fault) -> tuple[str, int]:
+    """`fleet.yaml` and 12 for the place `fleet.yaml:12: hosts[3].memory`; line 0 where there is none."""
+    match = _PLACE.fullmatch(fault.place)
+    return (match[1], int(match[2] or 0)) if match else (fault.place, 0)

@@ -70,7 +70,7 @@ def load_fleet(path: Path | str) -> Fleet:
     Raises:
         InputError: `bad-input` with every fault of the file.
     """
-    fleet: Fleet = _sound(_load_fleet(Path(path)), path)
+    fleet: Fleet = _sound(_load_fleet(Path(path)))
     return fleet
 
 
@@ -80,7 +80,7 @@ def load_model(path: Path | str) -> Workload:
     Raises:
         InputError: `bad-input` with every fault of the file.
     """
-    built: BuiltModel = _sound(_load_model(Path(path)), path)
+    built: BuiltModel = _sound(_load_model(Path(path)))
     return built.workload
 
 
@@ -92,7 +92,7 @@ def load_policy(path: Path | str | None) -> Policy:
     """
     if path is None:
         return Policy()
-    policy: Policy = _sound(_load_policy(Path(path)), path)
+    policy: Policy = _sound(_load_policy(Path(path)))
     return policy
 
 
@@ -119,9 +119,7 @@ def load_inputs(
     if fleet.value is not None and model.source is not None:
         faults += _tier_faults(tiers, fleet.value, model.source)
     if faults:
-        paths = [str(p) for p in (fleet_path, model_path, policy_path) if p is not None]
-        with_faults = [p for p in paths if any(fault.place.startswith(p) for fault in faults)]
-        raise refused(faults, where=", ".join(with_faults or paths))
+        raise refused(faults)
     policy_found = replace(
         policy.value, layer_tiers=(*policy.value.layer_tiers, *(rule for rule, _ in tiers))
     )
@@ -214,7 +212,7 @@ def _tier_faults(tiers: Iterable[PlacedTier], fleet: Fleet, source: Source) -> l
     ]
 
 
-def _sound(loaded: _Loaded, path: Path | str) -> Any:
+def _sound(loaded: _Loaded) -> Any:
     if loaded.faults:
-        raise refused(loaded.faults, where=str(path))
+        raise refused(loaded.faults)
     return loaded.value

@@ -67,24 +67,23 @@ def _expand_ranges(text: str) -> list[str]:
 
 def compress_names(names: Iterable[str]) -> list[str]:
     """Patterns that expand to exactly `names`, by first appearance; only the last number is folded."""
+    parts = [(name, _NUMBERED.fullmatch(name)) for name in names]
+    # `n10` folds with `n09`, whose leading zero shows that two digits are meant; else `n9` folds with `n10`.
+    padded = {
+        (match[1], len(match[2])) for _, match in parts if match and match[2][0] == "0" and len(match[2]) > 1
+    }
     numbers_by_stem: dict[tuple[str, int], list[int]] = {}
     order: list[tuple[str, int] | str] = []
-    for name in names:
-        match = _NUMBERED.fullmatch(name)
+    for name, match in parts:
         if match is None:
             order.append(name)
             continue
-        stem = (match[1], _width(match[2]))
-        if stem not in numbers_by_stem:
-            numbers_by_stem[stem] = []
-            order.append(stem)
-        numbers_by_stem[stem].append(int(match[2]))
+        width = len(match[2]) if (match[1], len(match[2])) in padded else 0
+        if (match[1], width) not in numbers_by_stem:
+            numbers_by_stem[match[1], width] = []
+            order.append((match[1], width))
+        numbers_by_stem[match[1], width].append(int(match[2]))
     return [key if isinstance(key, str) else _fold(key[0], key[1], numbers_by_stem[key]) for key in order]
-
-
-def _width(digits: str) -> int:
-    """Width that zero padding has to keep, or 0 when there is none to see."""
-    return len(digits) if digits.startswith("0") and len(digits) > 1 else 0
 
 
 def _fold(stem: str, width: int, numbers: Sequence[int]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 from pydantic_core import PydanticCustomError
 
 from planner.hostnames import PATTERN_LIMIT, PatternError, expand_pattern
@@ -23,7 +23,7 @@ from planner.schema.shape import (
 
 Dtype = Literal["bf16", "fp16", "fp32"]
 
-_SHORT_GROUP = re.compile(r"(?:([0-9]{1,6})\s*[x×]\s*)?(\S+)")
+_SHORT_GROUP = re.compile(r"(?:([0-9]{1,6})\s*[x×]\s*)?(\S.*)")
 _GROUP_LIMIT = "a count and a type such as '4 x A100-80GB', a mapping, or a list of them"
 
 
@@ -31,7 +31,7 @@ def _host_names(pattern: str) -> str:
     try:
         expand_pattern(pattern)
     except PatternError as error:
-        context = {"limit": PATTERN_LIMIT, "hint": str(error)}
+        context = {"limit": PATTERN_LIMIT, "reason": str(error)}
         raise PydanticCustomError("pattern", "no pattern", context) from None
     return pattern
 
@@ -56,6 +56,9 @@ def _device_group(item: Any) -> Any:
     return {"type": match[2]} if match[1] is None else {"type": match[2], "count": int(match[1])}
 
 
+TypeName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._+-]{0,63}$")]
+
+
 class BoundaryShape(Shape):
     """An administrative domain. `owner` is the owner of its hosts that name none."""
 
@@ -76,9 +79,9 @@ class DeviceGroupShape(Shape):
     """Equal devices of a host. What is left out comes from the catalog or from the host."""
 
     count: Annotated[int, Field(ge=1, le=64)] = 1
-    type: Name
+    type: TypeName
     memory: Bytes | None = None
-    rate: dict[Dtype, FlopPerS] | None = None
+    rate: Annotated[dict[Dtype, FlopPerS], Field(min_length=1)] | None = None
     memory_bandwidth: BytesPerS | None = None
     tier: Name | None = None
     price: UsdPerHour | None = None

@@ -145,39 +145,54 @@ class _Builder:
             tier_i = self._tier_i(shape, group, path, group_path)
             price = group.price if group.price is not None else shape.price
             model = {
-                "type_name": group.type,
                 **figures,
                 "tier_i": tier_i,
                 "usd_per_hour": price if price is not None else 0.0,
                 "mtbf_s": group.mtbf if group.mtbf is not None else shape.mtbf,
                 "owner": group.owner or shape.owner or home,
             }
-            models += [model] * group.count
+            if figures:
+                models += [model] * group.count
         return models
 
     def _figures(self, group: DeviceGroupShape, path: KeyPath) -> dict[str, Any]:
-        """Memory, rates and their origin: what the file declares, else what the catalog assumes."""
+        """Type, memory, rates and their origin: what the file declares, else what the catalog assumes."""
         known = _catalog_type(group.type)
-        if known is None and not (group.memory and group.rate and group.memory_bandwidth):
-            self._unknown_type(group, path)
+        if known is None:
+            if not (group.memory and group.rate and group.memory_bandwidth):
+                self._unknown_type(group, path)
+                return {}
+            name, memory_bytes, bytes_per_s = group.type, group.memory, group.memory_bandwidth
+        else:
+            name, memory_bytes = known.name, group.memory or float(known.memory_bytes)
+            bytes_per_s = group.memory_bandwidth or known.memory_bytes_per_s
+        rates = group.rate or dict(known.sustained_flop_per_s if known else ())
+        if not memory_bytes:
+            limit = "this key, since a processor's memory depends on its host"
+            self._fault((*path, "memory"), limit, value="missing", hint="per device, such as '256 GiB'")
             return {}
-        rate = tuple(sorted((group.rate or {}).items())) or (known.sustained_flop_per_s if known else ())
-        if group.rate is not None and not group.rate:
-            self._fault((*path, "rate"), "the rate of at least one dtype")
         return {
-            "memory_bytes": group.memory or float(known.memory_bytes if known else 0),
-            "flop_per_s": rate,
-            "memory_bytes_per_s": group.memory_bandwidth or (known.memory_bytes_per_s if known else 0.0),
+            "type_name": name,
+            "memory_bytes": memory_bytes,
+            "flop_per_s": tuple(sorted(rates.items())),
+            "memory_bytes_per_s": bytes_per_s,
             "origin": "declared" if group.rate else "assumed",
         }
 
     def _unknown_type(self, group: DeviceGroupShape, path: KeyPath) -> None:
-        """The catalog's own words on a name it does not know."""
+        """A type that the catalog does not know, and what an own type lacks."""
+        needed = ("memory", "rate", "memory_bandwidth")
+        missing = [key for key in needed if not getattr(group, key)]
+        if len(missing) < len(needed):
+            limit = f"this key, since `{group.type}` is no type of the catalog"
+            for key in missing:
+                self._fault((*path, key), limit, value="missing")
+            return
         hint = "or give memory, rate and memory_bandwidth"
         try:
             device_type(group.type)
         except InputError as error:
-            hint = f"{error.hint}, {hint}" if error.hint else hint
+            hint = f"{error.hint}; {hint}" if error.hint else hint
         at = (*path, "type") if (*path, "type") in self.source.line_of else path
         self._fault(at, "a device type of the catalog", value=f"`{group.type}`", hint=hint)
 
@@ -196,11 +211,11 @@ class _Builder:
         return tiers.index(tier) if tier in tiers else 0
 
     def _host_link(self, shape: HostShape) -> tuple[float, float]:
-        """Bytes per second and latency inside the host: as written, else the slowest of its catalog types."""
+        """Bytes per second and latency inside the host: as written, else the slowest of its types."""
         known = [
             found for found in (_catalog_type(group.type) for group in shape.devices) if found is not None
         ]
-        slowest = min((found.host_link_bytes_per_s for found in known), default=HOST_LINK_BYTES_PER_S)
+        slowest = min((found.device_link_bytes_per_s for found in known), default=HOST_LINK_BYTES_PER_S)
         latency_s = shape.link_latency if shape.link_latency is not None else 0.0
         return (shape.link if shape.link is not None else slowest), latency_s
 

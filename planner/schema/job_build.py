@@ -59,11 +59,12 @@ def build_job(shape: ModelShape, source: Source, faults: list[Fault]) -> Job:
 
 
 def _sequences_per_step(job: JobShape, source: Source, faults: list[Fault]) -> int:
+    """Sequences of one step of one replica; 0 when the file does not say."""
     if (job.sequences_per_step is None) == (job.tokens_per_step is None):
         value = "neither" if job.sequences_per_step is None else "both"
         limit = "either `sequences_per_step` or `tokens_per_step`, per replica"
         faults.append(source.fault(("job",), limit, value=value))
-        return job.sequences_per_step or 1
+        return job.sequences_per_step or 0
     if job.sequences_per_step is not None:
         return job.sequences_per_step
     tokens = job.tokens_per_step or 0

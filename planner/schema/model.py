@@ -19,13 +19,13 @@ Count = Annotated[int, Field(ge=0, le=10**15)]
 def _flops(value: Any) -> float:
     """Floating-point operations of an amount of work such as `3.2 GFLOP`."""
     limit = "an amount of work of 0 or more in FLOP with a prefix, such as '405 MFLOP'"
-    hint = "the unit FLOP is missing"
+    reason = "the unit FLOP is missing"
     if isinstance(value, str) and value.rstrip().endswith("FLOP"):
         try:
             return units.parse_flop_per_s(f"{value.rstrip()}/s")
         except units.UnitError as error:
-            hint = error.reason
-    raise PydanticCustomError("quantity", "no work", {"limit": limit, "hint": hint})
+            reason = error.reason
+    raise PydanticCustomError("quantity", "no work", {"limit": limit, "reason": reason})
 
 
 Flops = Annotated[float, BeforeValidator(_flops, json_schema_input_type=str), Field(examples=["405 MFLOP"])]

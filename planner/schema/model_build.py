@@ -9,7 +9,7 @@ from pathlib import Path
 
 from costmodels.model import build_workload, read_architecture, workload_from_layers
 from costmodels.workload import Workload
-from planner.faults import nearest
+from planner.faults import nearest, show
 from planner.schema.job_build import build_job, build_targets
 from planner.schema.layers_build import PlacedTier, build_layers
 from planner.schema.model import ModelShape
@@ -104,16 +104,23 @@ def _config(shape: ModelShape, source: Source, faults: list[Fault]) -> Source | 
         return read_document(BUNDLED_MODELS / f"{shape.architecture}.json", nulls=True)[0]
     if shape.config is None:
         return None
+    path = Path(source.name).parent / shape.config
     try:
-        config, found = read_document(Path(source.name).parent / shape.config, nulls=True)
+        config, found = read_document(path, nulls=True)
     except InputError as error:
-        named = f"named at {source.place(('config',))}"
-        faults += (
-            replace(fault, hint=f"{fault.hint} ({named})" if fault.hint else named) for fault in error.faults
-        )
+        faults += (_named(fault, path, source) for fault in error.faults)
         return None
     faults += found
     return config
+
+
+def _named(fault: Fault, path: Path, source: Source) -> Fault:
+    """A fault of the config file; one of the file as a whole is told where the model file names it."""
+    if fault.place != str(path):
+        return replace(fault, hint=fault.hint or f"named at {source.place(('config',))}")
+    value = f"{show(str(path))}: {fault.value}"
+    hint = "the path is relative to the model file's folder"
+    return replace(fault, place=source.place(("config",)), value=value, hint=hint)
 
 
 def _size_faults(config: Source) -> list[Fault]:

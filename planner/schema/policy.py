@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import math
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import BeforeValidator, Field, StringConstraints
+from pydantic_core import PydanticCustomError
 
 from planner.schema.shape import Name, Shape, UsdPerHour
 from policies.policy import LayerTier, Policy, SpareKind, SpareRule, SpillOver
 
+SETTING_CHARACTERS_MAX = 200
+
 PublicKey = Annotated[str, StringConstraints(pattern=r"^ed25519:[0-9a-f]{64}$")]
-Setting = str | int | float | bool
+
+
+def _setting(value: Any) -> str:
+    """A setting as the policy carries it: JSON spelling for booleans and numbers."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float) and math.isfinite(value):
+        return repr(value)
+    if isinstance(value, str) and value.isprintable() and 0 < len(value) <= SETTING_CHARACTERS_MAX:
+        return value
+    limit = f"a text of 1 to {SETTING_CHARACTERS_MAX} characters, a finite number, true or false"
+    raise PydanticCustomError("setting", "not a setting", {"limit": limit, "hint": ""})
+
+
+Setting = Annotated[str, BeforeValidator(_setting, json_schema_input_type=str | int | float | bool)]
 
 
 class SeeShape(Shape):
@@ -98,13 +116,6 @@ def build_policy(shape: PolicyShape) -> Policy:
         usd_per_hour_max=shape.price_max,
         speed_ratio_max=shape.speed_ratio_max,
         replicas_max=shape.replicas_max,
-        sync=tuple((key, setting_text(value)) for key, value in sorted(shape.sync.items())),
+        sync=tuple(sorted(shape.sync.items())),
         audit_keys=tuple(sorted(shape.audit_keys.items())),
     )
-
-
-def setting_text(value: Setting) -> str:
-    """A setting as the policy carries it: JSON spelling for booleans and numbers."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return value if isinstance(value, str) else repr(value)

@@ -26,6 +26,8 @@ MAX_NODES = 200_000
 _INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,29})")
 _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
 _INFINITE = re.compile(r"[-+]?\.(?:inf|Inf|INF)")
+# What YAML 1.2 section 5.1 leaves out, without the surrogates that UTF-8 can't hold anyway.
+_NOT_PRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ufffe\uffff]")
 _WORDS: dict[str, Any] = {
     "": None, "~": None, "null": None, "Null": None, "NULL": None,
     "true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False,
@@ -47,10 +49,9 @@ def read_document(path: Path, *, nulls: bool = False) -> tuple[Source, list[Faul
     try:
         data = composer.compose(yaml.parse(text, Loader=_LOADER))
     except yaml.MarkedYAMLError as error:
-        raise refused([_syntax_fault(str(path), text, error)], where=str(path)) from None
-    except yaml.YAMLError as error:
-        limit = "text without control characters"
-        raise _unreadable(path, show(str(error)), limit) from None
+        raise refused([_syntax_fault(str(path), text, error)]) from None
+    except yaml.YAMLError:
+        raise _control_character(path, text) from None
     source = Source(name=str(path), data=data, line_of=composer.line_of)
     return source, composer.faults
 
@@ -88,9 +89,17 @@ def read_text(path: Path) -> str:
         raise _unreadable(path, value, "UTF-8 text", "save the file as UTF-8", line=line) from None
 
 
+def _control_character(path: Path, text: str) -> InputError:
+    """The error for a character that YAML does not allow."""
+    found = next((match for match in _NOT_PRINTABLE.finditer(text)), None)
+    line = None if found is None else text.count("\n", 0, found.start()) + 1
+    value = "a control character" if found is None else f"character U+{ord(found[0]):04X}"
+    return _unreadable(path, value, "text without control characters", "remove it", line=line)
+
+
 def _unreadable(path: Path, value: str, limit: str, hint: str = "", *, line: int | None = None) -> InputError:
     place = str(path) if line is None else f"{path}:{line}"
-    return refused([Fault(place=place, value=value, limit=limit, hint=hint)], where=str(path))
+    return refused([Fault(place=place, value=value, limit=limit, hint=hint)])
 
 
 class _Composer:
@@ -119,11 +128,11 @@ class _Composer:
         if num_documents == 0 or data is None:
             hint = "start from `echelon init --example hospital DIR`"
             fault = Fault(place=self.name, value="an empty file", limit="a mapping of keys", hint=hint)
-            raise refused([fault], where=self.name)
+            raise refused([fault])
         if not isinstance(data, dict):
             hint = "the first line is `schema: echelon/<kind>/1`"
             fault = Fault(place=f"{self.name}:1", value=show(data), limit="a mapping of keys", hint=hint)
-            raise refused([fault], where=self.name)
+            raise refused([fault])
         return data
 
     def _node(self, event: Any, events: Iterator[Any], path: KeyPath) -> Any:
@@ -185,12 +194,17 @@ class _Composer:
             self._stop(event, show(f"{sign}{event.anchor}"), "no anchors or aliases", "write the value out")
         tag = getattr(event, "tag", None)
         if tag is not None:
-            self._stop(event, show(f"tag {tag}"), "no tags", "write the value without `!`")
+            self._stop(
+                event,
+                show(str(tag).replace("tag:yaml.org,2002:", "!!")),
+                "no tags",
+                "write the value without `!`",
+            )
 
     def _stop(self, event: Any, value: str, limit: str, hint: str) -> None:
         place = f"{self.name}:{event.start_mark.line + 1}"
         fault = Fault(place=place, value=value, limit=limit, hint=hint)
-        raise refused([*self.faults, fault], where=self.name)
+        raise refused([*self.faults, fault])
 
 
 def _scalar(text: str) -> Any:
@@ -208,9 +222,14 @@ def _scalar(text: str) -> Any:
 
 def _syntax_fault(name: str, text: str, error: yaml.MarkedYAMLError) -> Fault:
     mark = error.problem_mark or error.context_mark
-    line = mark.line + 1 if mark is not None else 1
-    written = text.split("\n", line)[line - 1] if mark is not None and text else ""
-    hint = "indent with spaces, not tabs" if "\t" in written[: len(written) - len(written.lstrip())] else ""
+    lines = text.split("\n")
+    # What is missing at the end is reported on the line after it.
+    line = min(mark.line + 1 if mark is not None else 1, len(lines) - (len(lines) > 1 and not lines[-1]))
+    written = lines[line - 1]
+    began = error.context_mark.line + 1 if error.context_mark is not None else line
+    hint = f"what it belongs to begins on line {began}" if began != line else ""
+    if "\t" in written[: len(written) - len(written.lstrip())]:
+        hint = "indent with spaces, not tabs"
     reason = error.problem or "not readable"
     return Fault(
         place=f"{name}:{line}", value=show(written.strip()), limit=f"YAML or JSON ({reason})", hint=hint

@@ -25,7 +25,7 @@ _PERCENT_SIGN = "%"
 class Shape(BaseModel):
     """A mapping in a file: unknown keys are refused and no value is converted to another type."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, regex_engine="rust-regex")
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 def _quantity(parse: Callable[[object], float], *, positive: bool) -> Callable[[Any], float]:
@@ -35,7 +35,7 @@ def _quantity(parse: Callable[[object], float], *, positive: bool) -> Callable[[
         try:
             amount = float(parse(value))
         except units.UnitError as error:
-            context = {"limit": error.limit, "hint": error.reason}
+            context = {"limit": error.limit, "reason": error.reason}
             raise PydanticCustomError("quantity", "not a quantity", context) from None
         if positive and amount == 0:
             raise PydanticCustomError("quantity", "zero", {"limit": "more than 0", "hint": ""})
@@ -111,13 +111,24 @@ def _fault(shape: type[Shape], source: Source, detail: Any) -> Fault:
         known = _keys_at(shape, location[:-1])
         hint = nearest(str(location[-1]), known)
         return source.fault(location, "a known key", value="an unknown key", hint=hint)
-    value = "nothing" if source.value_at(path) is None else show(source.value_at(path))
+    value = show(source.value_at(path))
+    if "reason" in context:
+        value = f"{value} ({context['reason']})"
     limit = context.get("limit") or _limit(kind, context, detail["msg"])
     hint = str(context.get("hint", ""))
     if kind == "literal_error":
         known = [word.strip(" '") for word in str(context["expected"]).replace(" or ", ",").split(",")]
-        hint = nearest(str(source.value_at(path)), known)
+        near = nearest(str(source.value_at(path)), known)
+        hint = near if near.startswith("did you mean") else ""
     return source.fault(path, str(limit), value=value, hint=hint)
+
+
+_BOUNDS = {
+    "greater_than": "more than",
+    "greater_than_equal": "at least",
+    "less_than": "less than",
+    "less_than_equal": "at most",
+}
 
 
 def _limit(kind: str, context: dict[str, Any], message: str) -> str:
@@ -133,18 +144,21 @@ def _limit(kind: str, context: dict[str, Any], message: str) -> str:
         "dict_type": "a mapping",
         "model_type": "a mapping",
         "model_attributes_type": "a mapping",
-        "string_pattern_mismatch": NAME_LIMIT,
     }
+    if kind == "string_pattern_mismatch":
+        pattern = context["pattern"]
+        return NAME_LIMIT if pattern == _NAME_PATTERN else f"a text of the form {pattern}"
     if kind in words:
         return words[kind]
-    if kind in {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}:
-        return message.removeprefix("Input should be ")
+    if kind in _BOUNDS:
+        bound = next(iter(context.values()))
+        return f"{_BOUNDS[kind]} {bound:,}" if isinstance(bound, int) else f"{_BOUNDS[kind]} {bound:g}"
     if kind == "literal_error":
         return f"one of {context['expected']}"
     if kind == "too_short":
-        return f"at least {context['min_length']} of them"
+        return f"at least {context['min_length']}"
     if kind == "too_long":
-        return f"at most {context['max_length']} of them"
+        return f"at most {context['max_length']}"
     return message
 
 
