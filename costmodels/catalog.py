@@ -84,8 +84,10 @@ def device_type(name: str) -> DeviceType:
     found = entries.get(_spelling(name))
     if found is not None:
         return found
-    close = difflib.get_close_matches(_spelling(name)[:100], list(entries), n=9, cutoff=0.5)
-    nearest = list(dict.fromkeys(entries[spelling].name for spelling in close))[:3]
+    wanted = _spelling(name)[:100]
+    variants = [spelling for spelling in entries if wanted and spelling.startswith(f"{wanted}-")]
+    close = difflib.get_close_matches(wanted, list(entries), n=9, cutoff=0.5)
+    nearest = list(dict.fromkeys(entries[spelling].name for spelling in (*variants, *close)))[:4]
     hint = f"did you mean {' or '.join(f'`{item}`' for item in nearest)}?" if nearest else ""
     shown = repr(name[:60])
     limit = f"one of the {len(device_names())} types of the catalog"

@@ -248,7 +248,7 @@ def _layer_faults(i: int, layer: LayerSpec) -> list[Fault]:
                 )
             )
     for name, part in (("trainable_params", layer.trainable_params), ("expert_params", layer.expert_params)):
-        if part > layer.params:
+        if part > layer.params >= 0:
             faults.append(
                 Fault(place=f"layers[{i}].{name}", value=str(part), limit=f"at most params = {layer.params}")
             )
