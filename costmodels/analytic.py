@@ -21,7 +21,9 @@ from costmodels.stages import Priced, StagePricer
 from costmodels.workload import JOINT, Workload
 from policies.errors import InputError
 
+# What was priced before is kept up to these limits; the oldest goes first.
 TABLES_BYTES_MAX = 64 * 2**20
+NUM_STAGES_MAX = 8192
 
 
 class AnalyticCostModel:
@@ -69,6 +71,7 @@ class AnalyticCostModel:
         self._chain = LayerChain(workload)
         self._pricer = StagePricer(self._chain.kinds, workload.job, self.settings, sync_layer)
         self._tables: dict[Hashable, StageTable] = {}
+        self._stages: dict[Hashable, StageCost | None] = {}
         self._last_members: tuple[Cluster, Members] | None = None
 
     def origins(self) -> Mapping[str, Origin]:
@@ -99,8 +102,49 @@ class AnalyticCostModel:
         than ranks, sharding over one rank, tensor parallelism over unequal devices or beyond a layer's limit,
         or a device or link that has no rate.
         """
-        contents = self._chain.contents_of_one(interval)
         members = self._members(cluster)
+        key = (interval, members, strategy, micro_batch_size, in_flight, _links(cluster))
+        if key not in self._stages:
+            while len(self._stages) >= NUM_STAGES_MAX:
+                del self._stages[next(iter(self._stages))]
+            self._stages[key] = self._stage(cluster, members, interval, strategy, micro_batch_size, in_flight)
+        return self._stages[key]
+
+    def stage_table(
+        self,
+        cluster: Cluster,
+        intervals: Sequence[Interval],
+        strategy: Strategy,
+        micro_batch_size: int,
+        in_flight_max: int,
+    ) -> StageTable:
+        """Busy and sync seconds of many intervals, equal to `stage` bit for bit; the arrays are read-only.
+
+        Pass the same tuple of intervals again and again: what depends on it alone is then computed once, and
+        clusters equal in every figure share one table.
+        """
+        contents = self._chain.contents(intervals)
+        members = self._members(cluster)
+        key = (contents, members, strategy, micro_batch_size, in_flight_max, _links(cluster))
+        table = self._tables.get(key)
+        if table is None:
+            in_flight_Q = np.arange(1.0, in_flight_max + 1.0)
+            priced = self._pricer.price(cluster, members, contents, strategy, micro_batch_size, in_flight_Q)
+            table = _table(priced, (contents.num_intervals, in_flight_max))
+            if isinstance(intervals, tuple):
+                self._remember(key, table)
+        return table
+
+    def _stage(
+        self,
+        cluster: Cluster,
+        members: Members,
+        interval: Interval,
+        strategy: Strategy,
+        micro_batch_size: int,
+        in_flight: int,
+    ) -> StageCost | None:
+        contents = self._chain.contents_of_one(interval)
         priced = self._pricer.price(
             cluster, members, contents, strategy, micro_batch_size, np.array([float(in_flight)])
         )
@@ -123,44 +167,6 @@ class AnalyticCostModel:
             recompute_layers=int(sum(recomputed_J.values())),
         )
 
-    def stage_table(
-        self,
-        cluster: Cluster,
-        intervals: Sequence[Interval],
-        strategy: Strategy,
-        micro_batch_size: int,
-        in_flight_max: int,
-    ) -> StageTable:
-        """Busy and sync seconds of many intervals, equal to `stage` bit for bit; the arrays are read-only.
-
-        Pass the same tuple of intervals again and again: what depends on it alone is then computed once, and
-        clusters equal in every figure share one table.
-        """
-        contents = self._chain.contents(intervals)
-        members = self._members(cluster)
-        key = (
-            contents,
-            members,
-            strategy,
-            micro_batch_size,
-            in_flight_max,
-            (
-                cluster.inner_bytes_per_s,
-                cluster.inner_latency_s,
-                cluster.tp_bytes_per_s,
-                cluster.tp_latency_s,
-            ),
-            (cluster.site.fabric_bytes_per_s, cluster.site.fabric_latency_s),
-        )
-        table = self._tables.get(key)
-        if table is None:
-            in_flight_Q = np.arange(1.0, in_flight_max + 1.0)
-            priced = self._pricer.price(cluster, members, contents, strategy, micro_batch_size, in_flight_Q)
-            table = _table(priced, (contents.num_intervals, in_flight_max))
-            if isinstance(intervals, tuple):
-                self._remember(key, table)
-        return table
-
     def _remember(self, key: Hashable, table: StageTable) -> None:
         num_tables = max(1, TABLES_BYTES_MAX // max(1, 2 * table.busy_s_KQ.nbytes))
         while len(self._tables) >= num_tables:
@@ -175,6 +181,15 @@ class AnalyticCostModel:
             )
             self._last_members = (cluster, members)
         return self._last_members[1]
+
+
+def _links(cluster: Cluster) -> Hashable:
+    """What prices depend on besides the members."""
+    return (
+        (cluster.inner_bytes_per_s, cluster.inner_latency_s),
+        (cluster.tp_bytes_per_s, cluster.tp_latency_s),
+        (cluster.site.fabric_bytes_per_s, cluster.site.fabric_latency_s),
+    )
 
 
 def _table(priced: Priced | None, shape: tuple[int, int]) -> StageTable:

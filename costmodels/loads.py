@@ -13,7 +13,7 @@ import numpy as np
 from costmodels.chain import Contents
 from costmodels.compute import Number, even_shares, roofline_s, uneven_shares_KD, weights_read_bytes
 from costmodels.interface import FloatArray, Strategy
-from costmodels.members import DeviceClass, Members
+from costmodels.members import MemberClass, Members
 from costmodels.sizes import KindSizes
 
 
@@ -25,13 +25,13 @@ class Load:
     of one layer of each kind with that share.
     """
 
-    device_class: DeviceClass
+    member_class: MemberClass
     share_K: Number
     forward_s_J: tuple[Number, ...]
 
 
 def layer_forward_s(
-    sizes: KindSizes, share: Number, tp: int, device_class: DeviceClass, weight_bytes_per_param: float
+    sizes: KindSizes, share: Number, tp: int, member_class: MemberClass, weight_bytes_per_param: float
 ) -> Number:
     """Forward seconds of one layer on one rank with `share` sequences.
 
@@ -40,7 +40,7 @@ def layer_forward_s(
     flops = share * sizes.flops
     read = weights_read_bytes(sizes.layer.params, flops, weight_bytes_per_param) / tp
     moved = read + share * sizes.output_bytes
-    return roofline_s(flops / tp, moved, device_class.flop_per_s, device_class.memory_bytes_per_s)
+    return roofline_s(flops / tp, moved, member_class.flop_per_s, member_class.memory_bytes_per_s)
 
 
 def loads_of(
@@ -57,9 +57,9 @@ def loads_of(
     recomputation; memory has no say in it.
     """
 
-    def forward_s_J(device_class: DeviceClass, share: Number) -> tuple[Number, ...]:
+    def forward_s_J(member_class: MemberClass, share: Number) -> tuple[Number, ...]:
         return tuple(
-            layer_forward_s(sizes, share, strategy.tp, device_class, weight_bytes_per_param)
+            layer_forward_s(sizes, share, strategy.tp, member_class, weight_bytes_per_param)
             for sizes in sizes_J
         )
 
@@ -67,7 +67,7 @@ def loads_of(
         shares = even_shares(micro_batch_size, strategy.dp)
         share = float(shares[0])
         only = members.classes[0]
-        load = Load(device_class=only, share_K=share, forward_s_J=forward_s_J(only, share))
+        load = Load(member_class=only, share_K=share, forward_s_J=forward_s_J(only, share))
         return np.array([shares], dtype=np.float64), (load,)
 
     seconds = []
@@ -80,7 +80,7 @@ def loads_of(
     loads = []
     for each in members.classes:
         share_K = share_KD[:, each.positions].max(axis=1)
-        loads.append(Load(device_class=each, share_K=share_K, forward_s_J=forward_s_J(each, share_K)))
+        loads.append(Load(member_class=each, share_K=share_K, forward_s_J=forward_s_J(each, share_K)))
     return share_KD, tuple(loads)
 
 

@@ -9,7 +9,7 @@ from costmodels.memory import largest_need_bytes, usable_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceClass:
+class MemberClass:
     """Devices with the same rate, memory traffic and memory. `positions` are their places in the cluster."""
 
     flop_per_s: float
@@ -23,7 +23,7 @@ class DeviceClass:
 class Members:
     """The classes of a cluster; `class_i_D` says which one each device belongs to."""
 
-    classes: tuple[DeviceClass, ...]
+    classes: tuple[MemberClass, ...]
     class_i_D: tuple[int, ...]
 
     @property
@@ -43,7 +43,7 @@ def members_of(cluster: Cluster, dtype: str, reserve_frac: float, fragmentation_
     for number, ((rate, traffic, size), places) in enumerate(positions.items()):
         limit = usable_bytes(size, reserve_frac)
         classes.append(
-            DeviceClass(
+            MemberClass(
                 flop_per_s=rate,
                 memory_bytes_per_s=traffic,
                 limit_bytes=limit,

@@ -116,7 +116,7 @@ class StagePricer:
                 share * kept_K,
                 in_flight_Q,
                 kinds,
-                load.device_class.need_max_bytes,
+                load.member_class.need_max_bytes,
             )
             # Sets of recomputed layers are nested, so the tightest device's is the largest for every kind.
             for j, count_KQ in zip(order, counts, strict=False):

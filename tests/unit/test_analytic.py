@@ -277,6 +277,20 @@ def test_equal_clusters_share_a_table_and_unequal_ones_do_not() -> None:
         assert not np.array_equal(other.sync_s_KQ, first.sync_s_KQ)
 
 
+def test_the_oldest_answers_are_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("costmodels.analytic.NUM_STAGES_MAX", 3)
+    monkeypatch.setattr("costmodels.analytic.TABLES_BYTES_MAX", 1)
+    model = AnalyticCostModel(CHAIN)
+    intervals = all_intervals(CHAIN)
+    for _ in range(2):
+        for width, cluster in ((1, ONE), (2, PAIR), (4, FOUR)):
+            table = model.stage_table(cluster, intervals, Strategy(dp=width), 4, 2)
+            for k in (0, 7, 20):
+                cost = model.stage(cluster, intervals[k], Strategy(dp=width), 4, 2)
+                assert cost is not None
+                assert cost.busy_s == table.busy_s_KQ[k, 1]
+
+
 @example(num_tuples=40)
 @given(st.integers(1, 30))
 def test_remembering_many_interval_tuples_stays_right(num_tuples: int) -> None:
