@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -187,3 +188,25 @@ def test_the_file_is_written_the_way_a_program_would() -> None:
     assert (
         CATALOG_PATH.read_text(encoding="utf-8") == json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     )
+
+
+def table() -> str:
+    """The table of entries as the manual prints it."""
+    lines = ["| name | bf16 | fp16 | fp32 | memory | bandwidth | host link | peer link |", "|---" * 8 + "|"]
+    for entry in catalog():
+        rates = dict(entry.peak_flop_per_s)
+        cells = [f"{rates[dtype] / 1e12:.4g}" if dtype in rates else "" for dtype in ("bf16", "fp16", "fp32")]
+        peer = f"{entry.peer_link_bytes_per_s / 1e9:g}" if entry.peer_link_bytes_per_s is not None else ""
+        memory = f"{entry.memory_bytes / GIB:g}" if entry.memory_bytes else ""
+        bandwidth = f"{entry.memory_bytes_per_s / 1e9:g}"
+        host = f"{entry.host_link}, {entry.host_link_bytes_per_s / 1e9:.3g}"
+        cells += [memory, bandwidth, host, f"{entry.peer_link}, {peer}" if peer else ""]
+        lines.append(f"| {entry.name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def test_the_manual_lists_the_catalog_as_it_is() -> None:
+    manual = (Path(__file__).resolve().parents[2] / "docs" / "catalog.md").read_text(encoding="utf-8")
+    assert table() in manual
+    assert all(f"- `{key}`: {text}\n" in manual for key, text in source_documents().items())
+    assert all(rule_frac in (0.5, 0.4) for rule_frac, _ in sustained_rules().values())
