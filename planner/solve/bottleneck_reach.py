@@ -104,8 +104,8 @@ class CountReach:
             return
         within_EQ = group.step_s_KQ[self._tables.interval_AB[start, ends_E]] <= step_s
         sources = positions.sources[group.dp]
-        behind_EP = open_AP[ends_E][:, sources]
-        behind_EP[~within_EQ[:, positions.held[group.dp]]] = NONE
+        behind_EP = open_AP[ends_E].take(sources, axis=1)
+        behind_EP[~within_EQ.take(positions.held[group.dp], axis=1)] = NONE
         targets = positions.targets[group.dp]
         fewest_P[targets] = np.minimum(fewest_P[targets], behind_EP.min(axis=0) + group.usage[0][1])
 
