@@ -26,7 +26,7 @@ def json_schema(kind: str) -> dict[str, Any]:
         document = _plan_schema()
     else:
         document = _without_nulls(_SHAPES[kind].model_json_schema(by_alias=True, mode="validation"))
-    return {"$schema": DIALECT, "title": f"echelon/{kind}/1", **document}
+    return {"$schema": DIALECT, **document, "title": f"echelon/{kind}/1"}
 
 
 def _plan_schema() -> dict[str, Any]:

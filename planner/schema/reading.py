@@ -21,7 +21,8 @@ from policies.errors import Fault, InputError
 
 MAX_FILE_BYTES = 8 * 2**20
 MAX_DEPTH = 64
-MAX_NODES = 200_000
+MAX_NODES = 100_000
+MAX_FAULTS = 1_000
 
 _INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,29})")
 _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
@@ -160,6 +161,8 @@ class _Composer:
                 place = Source(name=self.name, data={}, line_of={path: line}).place((*path, key))
                 hint = f"first given on line {first}: keep one of the two"
                 self.faults.append(Fault(place=place, value="given twice", limit="each key once", hint=hint))
+                if len(self.faults) >= MAX_FAULTS:
+                    self._stop(key_event, f"more than {MAX_FAULTS:,} faults", "a file with fewer", "")
                 self._skip(events, path)
                 continue
             value = self._node(next(events), events, (*path, key))
