@@ -138,6 +138,7 @@ class Stage3dCostModel:
         self.order = tuple(order)
         self.figures = {t: NodeFigures(instance, order, t) for t in instance.tensor_degrees}
         self._frontiers: dict[tuple[int, Interval], Frontier] = {}
+        self._compute_s: dict[tuple[int, tuple[Interval, ...]], FloatArray] = {}
 
     def frontier(self, degree: int, interval: Interval) -> Frontier:
         """The choices inside a stage."""
@@ -180,15 +181,23 @@ class Stage3dCostModel:
         in_flight_max: int,
     ) -> StageTable:
         """The figures of `stage`."""
-        busy_s_KQ = np.full((len(intervals), in_flight_max), np.inf)
-        in_flight_Q = np.arange(1, in_flight_max + 1)
-        for k, interval in enumerate(intervals):
-            frontier = self.frontier(strategy.tp, interval)
-            choice_Q = np.searchsorted(frontier.upto_G, in_flight_Q)
-            choice_Q = choice_Q[choice_Q < len(frontier.upto_G)]
-            compute_s_Q = frontier.seconds_G[choice_Q] / strategy.dp
-            busy_s_KQ[k, : len(choice_Q)] = compute_s_Q + self._exchange_s(interval, strategy)
+        exchange_s_K = np.array([self._exchange_s(interval, strategy) for interval in intervals])
+        compute_s_KQ = self._compute_seconds(strategy.tp, tuple(intervals), in_flight_max)
+        busy_s_KQ = compute_s_KQ / strategy.dp + exchange_s_K[:, None]
         return StageTable(busy_s_KQ=busy_s_KQ, sync_s_KQ=np.zeros_like(busy_s_KQ))
+
+    def _compute_seconds(self, degree: int, intervals: tuple[Interval, ...], in_flight_max: int) -> FloatArray:
+        """Least seconds on one rank that fit, by in-flight count; the longest table asked for is kept."""
+        known_s_KQ = self._compute_s.get((degree, intervals))
+        if known_s_KQ is None or known_s_KQ.shape[1] < in_flight_max:
+            known_s_KQ = np.full((len(intervals), in_flight_max), np.inf)
+            for k, interval in enumerate(intervals):
+                frontier = self.frontier(degree, interval)
+                choice_Q = np.searchsorted(frontier.upto_G, np.arange(1, in_flight_max + 1))
+                choice_Q = choice_Q[choice_Q < len(frontier.upto_G)]
+                known_s_KQ[k, : len(choice_Q)] = frontier.seconds_G[choice_Q]
+            self._compute_s[degree, intervals] = known_s_KQ
+        return known_s_KQ[:, :in_flight_max]
 
     def transfer_s(self, link: Link, border: int, micro_batch_size: int) -> float:
         """Nothing: cut edges count in the stages at both ends."""
