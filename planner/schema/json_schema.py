@@ -10,7 +10,7 @@ from planner.plan import Plan
 from planner.schema.fleet import FleetShape
 from planner.schema.model import ModelShape
 from planner.schema.policy import PolicyShape
-from planner.schema.profile import PROFILE_SCHEMA
+from planner.schema.profile_shape import PROFILE_SCHEMA
 from planner.schema.shape import Shape
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
