@@ -97,7 +97,7 @@ class _Search:
         """Two boxes of equal ratio; a box too narrow to split keeps what it has and is closed for good."""
         high = box.upto_s
         if not isfinite(high):
-            high = max(2.0 * box.from_s, float(self.pricer.view(box).load_E.max(initial=0.0)) * NARROWEST**2)
+            high = max(2.0 * box.from_s, float(self.pricer.tables[box.table_i].load_E.max(initial=0.0)) * NARROWEST**2)
         if box.from_s <= 0.0 or high / box.from_s < NARROWEST:
             return []
         middle = sqrt(box.from_s * high)
@@ -111,11 +111,18 @@ class _Search:
 
 
 def certify(
-    pricer: Pricer, duals: Duals, *, known: float, tolerance: float, should_stop: Callable[[], bool]
+    pricer: Pricer,
+    duals: Duals,
+    *,
+    known: float,
+    tolerance: float,
+    should_stop: Callable[[], bool],
+    give_up_above: float = inf,
 ) -> Certified:
     """The smallest factor that could be shown within `tolerance` of the best worth met, or until told to stop.
 
     `known` is the worth of some real replica under `duals` (0 when none is known). The factor is valid at any time.
+    A replica worth more than `give_up_above` ends the search: then the master has to learn of it first.
     """
     search = _Search(pricer=pricer, duals=duals, tolerance=tolerance, known=known, columns=[])
     heap: list[tuple[float, int, Box]] = []
@@ -132,7 +139,7 @@ def certify(
         if -worth <= search.known * (1 + tolerance):
             complete = True
             break
-        if should_stop():
+        if should_stop() or search.known > give_up_above:
             break
         heapq.heappop(heap)
         pieces = search.step(box)

@@ -81,12 +81,14 @@ def column_of(problem: BoundaryProblem, shape: Shape, dp: PathDp, stages_left_i:
     entries = trace_entries(dp, stages_left_i, site_i)
     stages = tuple(stage for stage, _ in entries)
     index_E = np.array([entry for _, entry in entries])
-    busy_s = dp.view.busy_E[index_E]
-    load_s = dp.view.load_E[index_E]
-    template_E = dp.view.template_E[index_E]
+    busy_s = tables.busy_E[index_E]
+    load_s = tables.load_E[index_E]
+    template_E = tables.template_E[index_E]
     sites = [problem.templates[int(j)].site_i for j in template_E]
     borders = [stage.start for stage in stages[1:]]
-    transfer_s = [float(tables.transfer_BSS[b, s, t]) for b, s, t in zip(borders, sites, sites[1:], strict=False)]
+    transfer_s = [
+        float(tables.transfer_BSS[b, s, t]) for b, s, t in zip(borders, sites, sites[1:], strict=False)
+    ]
     sync_s = load_s - tables.formula.repeats * busy_s
     step_s = step_time_s(tables.formula, busy_s.tolist(), transfer_s, sync_s.tolist())
     usage_C = shape.usage_JC[template_E].sum(axis=0)

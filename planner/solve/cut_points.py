@@ -1,22 +1,22 @@
 """A plan finder in CP-SAT: cut points, one cluster per stage, class counts. No bound, any size it can carry.
 
 One model finds one replica on what is left of the fleet; replicas are found one after another, each on an
-equal share of the computing rate, for several numbers of replicas. Inside the model a stage costs the sum of
-its layers' own busy seconds, which is only an estimate; what comes out is priced by the cost model before it
-counts. Unused stages come first and hold nothing, so the stages left behind each one are known and memory
-limits are exact.
+equal share of the computing rate, for several numbers of replicas. Cut points lie on a grid, as fine as the
+size of the model allows and exact for short chains. Unused stages come first and hold nothing, so the stages
+left behind each one are known and its memory limit and seconds are those of the cost model.
 """
 
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from costmodels.interface import FloatArray, StageTable, tabulate
+from costmodels.interface import FloatArray, Interval, StageTable, tabulate
 from planner.objective import Replica, StageChoice, price_replica
 from planner.problem import BoundaryProblem, Mode, Template
 from planner.solve.result import BoundaryResult, Limits
@@ -24,23 +24,30 @@ from planner.solve.units import RowSlack, best_choice, better, rule_result
 
 STAGES_MAX = 8
 TEMPLATES_MAX = 48
-TICKS = 1_000_000
+STAGE_OPTIONS_MAX = 3000
+TICKS = 20_000
 """Integer time units in the largest single stage."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kit:
-    """Clusters a mode's model may choose from. J clusters, B borders (0..L), Q stages left - 1, S sites.
+class Option:
+    """Layers [start, stop) on a cluster; seconds by stages left - 1, infinite where it doesn't fit."""
 
-    `upto_JB` adds up the layers' own busy seconds before a border, `reach_JQB` is where a stage that begins
-    at a border ends at the latest (the border itself when it holds nothing), `transfer_SS` the slowest transfer.
-    """
+    template: Template
+    rate_flop_per_s: float
+    start: int
+    stop: int
+    busy_s_Q: FloatArray
+    sync_s_Q: FloatArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kit:
+    """What a mode's model may choose from; `transfer_SS` is the slowest transfer between two sites."""
 
     mode: Mode
-    templates: tuple[Template, ...]
-    rate_J: FloatArray
-    upto_JB: FloatArray
-    reach_JQB: np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+    depth: int
+    options: tuple[Option, ...]
     transfer_SS: FloatArray
 
 
@@ -89,22 +96,24 @@ def _side_by_side(
 
 
 def build_kit(problem: BoundaryProblem, mode: Mode) -> Kit | None:
-    """The clusters worth modelling: of one class, per size the strategy that holds most and is fastest."""
+    """Clusters of one class, per size the strategy that holds most and is fastest, on a grid of cut points."""
     depth = min(mode.max_stages, problem.num_layers, STAGES_MAX)
-    in_flight_max = min(mode.num_micro_batches, depth)
-    intervals = tuple((a, b) for a in range(problem.num_layers) for b in range(a + 1, problem.num_layers + 1))
+    single = [t for t in (problem.templates[i] for i in mode.templates) if len(t.parts) == 1]
+    sizes = {(t.parts[0].class_i, len(t.cluster.devices)) for t in single}
+    num_kept = min(len(sizes), TEMPLATES_MAX)
+    if num_kept == 0:
+        return None
+    grid = cut_grid(problem, int((2.0 * STAGE_OPTIONS_MAX / num_kept) ** 0.5))
+    intervals = tuple((a, b) for i, a in enumerate(grid) for b in grid[i + 1 :])
     chosen: dict[tuple[int, int], tuple[tuple[float, float], Template, StageTable]] = {}
-    for template_i in mode.templates:
-        template = problem.templates[template_i]
-        if len(template.parts) > 1:
-            continue
+    for template in single:
         table = tabulate(
             problem.cost_model,
             template.cluster,
             intervals,
             template.strategy,
             mode.micro_batch_size,
-            in_flight_max,
+            min(mode.num_micro_batches, depth),
         )
         fits_K = np.isfinite(table.busy_s_KQ[:, 0])
         if fits_K.any():
@@ -113,42 +122,57 @@ def build_kit(problem: BoundaryProblem, mode: Mode) -> Kit | None:
             if key not in chosen or merit < chosen[key][0]:
                 chosen[key] = (merit, template, table)
     order = sorted(chosen, key=lambda key: (key[1], key[0]))[:TEMPLATES_MAX]
-    if not order:
+    options = [
+        option
+        for key in order
+        for option in _options(problem, mode, chosen[key][1], chosen[key][2], intervals, depth)
+    ]
+    if not options:
         return None
-    templates = tuple(chosen[key][1] for key in order)
-    dtype = problem.workload.job.dtype
-    tables = [_reach(problem, chosen[key][1], chosen[key][2], mode, intervals, depth) for key in order]
-    return Kit(
-        mode=mode,
-        templates=templates,
-        rate_J=np.array([sum(d.rate_flop_per_s(dtype) for d in t.cluster.devices) for t in templates]),
-        upto_JB=np.array([upto for upto, _ in tables]),
-        reach_JQB=np.array([reach for _, reach in tables]),
-        transfer_SS=_slowest_transfers(problem, mode),
-    )
+    transfer_SS = _slowest_transfers(problem, mode)
+    return Kit(mode=mode, depth=depth, options=tuple(options), transfer_SS=transfer_SS)
 
 
-def _reach(
+def cut_grid(problem: BoundaryProblem, num_points: int) -> list[int]:
+    """Both ends, the layers next to them, changes of the required tier, and equal shares of the work between."""
+    num_layers, tiers = problem.num_layers, problem.tier_required
+    points = {0, num_layers}
+    points |= {b for b in range(1, num_layers) if tiers[b] != tiers[b - 1]}
+    points |= {1, num_layers - 1} if num_layers > 1 else set()
+    if num_layers + 1 <= num_points:
+        return list(range(num_layers + 1))
+    work = np.cumsum([layer.forward_flops_per_token for layer in problem.workload.layers])
+    num_shares = max(2, num_points - len(points))
+    marks = np.searchsorted(work, work[-1] * np.arange(1, num_shares) / num_shares) + 1
+    return sorted(points | {int(mark) for mark in marks if mark < num_layers})
+
+
+def _options(
     problem: BoundaryProblem,
+    mode: Mode,
     template: Template,
     table: StageTable,
-    mode: Mode,
-    intervals: tuple[tuple[int, int], ...],
+    intervals: tuple[Interval, ...],
     depth: int,
-) -> tuple[FloatArray, np.ndarray[tuple[int, ...], np.dtype[np.int64]]]:
-    """Busy seconds before each border, and the latest end of a stage by stages left and first layer."""
-    num_layers = problem.num_layers
-    own_s = np.zeros(num_layers)
-    reach_QB = np.tile(np.arange(num_layers + 1, dtype=np.int64), (depth, 1))
+) -> list[Option]:
+    columns = [min(mode.num_micro_batches, q + 1) - 1 for q in range(depth)]
+    dtype = problem.workload.job.dtype
+    rate = sum(device.rate_flop_per_s(dtype) for device in template.cluster.devices)
+    options = []
     for k, (start, stop) in enumerate(intervals):
-        if max(problem.tier_required[start:stop]) > template.tier_i:
-            continue
-        if stop == start + 1 and np.isfinite(table.busy_s_KQ[k, 0]):
-            own_s[start] = table.busy_s_KQ[k, 0]
-        for q in range(depth):
-            if np.isfinite(table.busy_s_KQ[k, min(mode.num_micro_batches, q + 1) - 1]):
-                reach_QB[q, start] = max(reach_QB[q, start], stop)
-    return np.concatenate(([0.0], np.cumsum(own_s))), reach_QB
+        busy_s_Q = table.busy_s_KQ[k][columns]
+        if max(problem.tier_required[start:stop]) <= template.tier_i and np.isfinite(busy_s_Q).any():
+            options.append(
+                Option(
+                    template=template,
+                    rate_flop_per_s=rate,
+                    start=start,
+                    stop=stop,
+                    busy_s_Q=busy_s_Q,
+                    sync_s_Q=table.sync_s_KQ[k][columns],
+                )
+            )
+    return options
 
 
 def _slowest_transfers(problem: BoundaryProblem, mode: Mode) -> FloatArray:
@@ -170,10 +194,10 @@ def _slowest_transfers(problem: BoundaryProblem, mode: Mode) -> FloatArray:
 def find_replica(
     problem: BoundaryProblem, kit: Kit, slack: RowSlack, rate_budget: float, limits: Limits
 ) -> Replica | None:
-    """The replica of least estimated step time on what is left, or None when none was found."""
+    """The replica of least step time on the grid and on what is left, or None when none was found."""
     from ortools.sat.python import cp_model
 
-    able = [j for j, template in enumerate(kit.templates) if slack.fits(template.usage)]
+    able = [o for o in kit.options if slack.fits(o.template.usage) and o.rate_flop_per_s <= 1.1 * rate_budget]
     if not able:
         return None
     model = CutPointModel(problem, kit, able)
@@ -192,110 +216,105 @@ def find_replica(
 
 
 class CutPointModel:
-    """Variables: `cut[s]` the first layer of stage s, `y[s][j]` whether stage s runs on cluster j."""
+    """Binaries `x[s]`: which option stage s runs; equal borders join neighbours, which makes the cut points."""
 
-    def __init__(self, problem: BoundaryProblem, kit: Kit, able: list[int]) -> None:
+    def __init__(self, problem: BoundaryProblem, kit: Kit, able: list[Option]) -> None:
         from ortools.sat.python import cp_model
 
-        self.problem, self.kit, self.able = problem, kit, able
-        self.depth = kit.reach_JQB.shape[1]
-        self.tick_s = max(float(kit.upto_JB[:, -1].max()), 1e-12) / TICKS
-        num_layers = problem.num_layers
+        self.problem, self.kit = problem, kit
         self.model = cp_model.CpModel()
-        self.cut = [self.model.new_int_var(0, num_layers, f"cut[{s}]") for s in range(self.depth + 1)]
-        self.y = [{j: self.model.new_bool_var(f"y[{s},{j}]") for j in able} for s in range(self.depth)]
-        self.busy = [self.model.new_int_var(0, TICKS, f"busy[{s}]") for s in range(self.depth)]
+        self.x: list[list[tuple[Option, Any]]] = []
+        for s in range(kit.depth):
+            left_i = kit.depth - s - 1
+            row = [
+                (o, self.model.new_bool_var(f"x[{s},{o.template.template_i},{o.start},{o.stop}]"))
+                for o in able
+                if np.isfinite(o.busy_s_Q[left_i]) and (left_i == 0) == (o.stop == problem.num_layers)
+            ]
+            self.x.append(row)
+        slowest_s = max((float(o.busy_s_Q[np.isfinite(o.busy_s_Q)].max()) for o in able), default=1e-12)
+        self.tick_s = max(slowest_s, 1e-12) / TICKS
+        self.busy: list[Any] = [self._sum_ticks(s, "busy_s_Q") for s in range(kit.depth)]
+        self.sync: list[Any] = [self._sum_ticks(s, "sync_s_Q") for s in range(kit.depth)]
         self.moves: list[Any] = []
-        self.order_stages()
-        self.cost_stages()
+        self.join_stages()
         self.cost_moves()
 
-    def order_stages(self) -> None:
-        """`start`, `end`, `chain`: cuts rise from 0 to L over the stages in use, which stand at the end."""
-        self.model.add(self.cut[0] == 0)
-        self.model.add(self.cut[-1] == self.problem.num_layers)
-        used = [sum(self.y[s].values()) for s in range(self.depth)]
-        for s in range(self.depth):
-            self.model.add(used[s] <= 1)
-            self.model.add(self.cut[s + 1] - self.cut[s] >= used[s])
-            self.model.add(self.cut[s + 1] <= self.problem.num_layers * used[s])
-        for before, after in pairwise(used):
-            self.model.add(before <= after)
+    def _sum_ticks(self, s: int, figure: str) -> Any:
+        left_i = self.kit.depth - s - 1
+        return sum(round(float(getattr(o, figure)[left_i]) / self.tick_s) * x for o, x in self.x[s])
 
-    def cost_stages(self) -> None:
-        """In-flight memory and tier bound the end of a stage; its busy seconds are those of its layers."""
-        num_layers = self.problem.num_layers
-        for j in self.able:
-            upto = [round(v / self.tick_s) for v in self.kit.upto_JB[j].tolist()]
-            spent = []
-            for s, cut in enumerate(self.cut):
-                value = self.model.new_int_var(0, max(upto), f"upto[{s},{j}]")
-                self.model.add_element(cut, upto, value)
-                spent.append(value)
-            for s in range(self.depth):
-                y = self.y[s][j]
-                reach = self.model.new_int_var(0, num_layers, f"reach[{s},{j}]")
-                self.model.add_element(self.cut[s], self.kit.reach_JQB[j, self.depth - s - 1].tolist(), reach)
-                self.model.add(self.cut[s + 1] <= reach).only_enforce_if(y)
-                self.model.add(self.busy[s] >= spent[s + 1] - spent[s]).only_enforce_if(y)
+    def join_stages(self) -> None:
+        """`start`, `end`, `chain`: one path from layer 0 to L; at each border as many stages end as begin."""
+        self.model.add(sum(x for _, x in self.x[-1]) == 1)
+        for row in self.x[:-1]:
+            self.model.add_at_most_one(x for _, x in row)
+        self.model.add_exactly_one(x for row in self.x for o, x in row if o.start == 0)
+        for before, after in pairwise(self.x):
+            ends: dict[int, list[Any]] = defaultdict(list)
+            begins: dict[int, list[Any]] = defaultdict(list)
+            for o, x in before:
+                ends[o.stop].append(x)
+            for o, x in after:
+                begins[o.start].append(x)
+            for border in {*ends, *begins} - {0}:
+                self.model.add(sum(ends[border]) == sum(begins[border]))
+        for o, x in self.x[0]:
+            if o.start > 0:
+                self.model.add(x == 0)
 
     def cost_moves(self) -> None:
         """`link`: neighbours stand in linked sites, at the slowest transfer over that link."""
-        sites = sorted({self.kit.templates[j].site_i for j in self.able})
-        at = [
-            {
-                site_i: sum(y for j, y in row.items() if self.kit.templates[j].site_i == site_i)
-                for site_i in sites
-            }
-            for row in self.y
-        ]
         transfer_SS = self.kit.transfer_SS
         longest_s = float(np.max(transfer_SS, initial=0.0, where=np.isfinite(transfer_SS)))
-        most = round(longest_s / self.tick_s)
-        for s in range(self.depth - 1):
-            move = self.model.new_int_var(0, max(most, 1), f"move[{s}]")
+        at: list[dict[int, Any]] = []
+        for row in self.x:
+            by_site: dict[int, list[Any]] = defaultdict(list)
+            for o, x in row:
+                by_site[o.template.site_i].append(x)
+            at.append({site_i: sum(xs) for site_i, xs in by_site.items()})
+        for s, (before, after) in enumerate(pairwise(at)):
+            move = self.model.new_int_var(0, max(round(longest_s / self.tick_s), 1), f"move[{s}]")
             self.moves.append(move)
-            for a in sites:
-                for b in sites:
-                    seconds = float(transfer_SS[a, b])
-                    if np.isinf(seconds):
-                        self.model.add(at[s][a] + at[s + 1][b] <= 1)
+            for a, left in before.items():
+                for b, right in after.items():
+                    if np.isinf(transfer_SS[a, b]):
+                        self.model.add(left + right <= 1)
                     else:
-                        self.model.add(move >= round(seconds / self.tick_s) * (at[s][a] + at[s + 1][b] - 1))
+                        ticks = round(float(transfer_SS[a, b]) / self.tick_s)
+                        self.model.add(move >= ticks * (left + right - 1))
 
     def keep_rows(self, slack: RowSlack, rate_budget: float) -> None:
         """`class[c]`, `pool[..]`, `price` on what is left, and at most the replica's share of the rate."""
+        everything = [(o, x) for row in self.x for o, x in row]
         for weights, left in slack.rows():
-            scale = 1e6 / max(left, 1e-9)
-            terms = []
-            for row in self.y:
-                for j, y in row.items():
-                    use = sum(weights.get(c, 0.0) * count for c, count in self.kit.templates[j].usage)
-                    if use > 0.0:
-                        terms.append(int(np.ceil(use * scale - 1e-3)) * y)
+            whole = all(float(weight).is_integer() for weight in weights.values())
+            scale = 1.0 if whole else 10_000.0 / max(left, 1e-9)
+            uses = [(sum(weights.get(c, 0.0) * n for c, n in o.template.usage), x) for o, x in everything]
+            terms = [int(np.ceil(use * scale - 1e-6)) * x for use, x in uses if use > 0.0]
             if terms:
-                self.model.add(sum(terms) <= 1_000_000)
-        total = float(self.kit.rate_J.sum())
-        share_J = [int(rate / total * 1e6) for rate in self.kit.rate_J.tolist()]
-        rates = [share_J[j] * y for row in self.y for j, y in row.items()]
-        self.model.add(sum(rates) <= max(int(rate_budget / total * 1.1e6), 1))
+                self.model.add(sum(terms) <= int(left * scale + 1e-6))
+        shares = [(o.rate_flop_per_s / max(rate_budget, 1e-9), x) for o, x in everything]
+        self.model.add(sum(int(share * 1000) * x for share, x in shares) <= 1_100)
 
     def minimise_step(self) -> None:
-        """The objective: fill * (sum busy + sum moves) + repeats * slowest, in ticks."""
+        """The objective: fill * (sum busy + sum moves) + repeats * slowest + sync, in ticks."""
         formula = self.problem.formula(self.kit.mode)
         slowest = self.model.new_int_var(0, 1 << 40, "slowest")
         for seconds in (*self.busy, *self.moves):
             self.model.add(slowest >= seconds)
+        latest = self.model.new_int_var(0, 1 << 40, "sync")
+        if formula.sync:
+            for seconds in self.sync:
+                self.model.add(latest >= seconds)
         fill, repeats = round(formula.fill), round(formula.repeats)
-        self.model.minimize(fill * (sum(self.busy) + sum(self.moves)) + repeats * slowest)
+        self.model.minimize(fill * (sum(self.busy) + sum(self.moves)) + repeats * slowest + latest)
 
     def stages(self, solver: Any) -> list[StageChoice]:
         """The chain the solver chose."""
-        chosen = []
-        for s, row in enumerate(self.y):
-            for j, y in row.items():
-                if solver.value(y):
-                    template_i = self.kit.templates[j].template_i
-                    start, stop = int(solver.value(self.cut[s])), int(solver.value(self.cut[s + 1]))
-                    chosen.append(StageChoice(template_i=template_i, start=start, stop=stop))
-        return chosen
+        return [
+            StageChoice(template_i=o.template.template_i, start=o.start, stop=o.stop)
+            for row in self.x
+            for o, x in row
+            if solver.value(x)
+        ]

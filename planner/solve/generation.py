@@ -71,6 +71,10 @@ class Generator:
                 return max(self.pricer.worth(column, duals) for column in columns)
         return 1e-12
 
+    def uniform_duals(self) -> Duals:
+        """Multipliers that value every device alike."""
+        return self._from_class_prices(np.ones(self.shape.devices_C.size))
+
     def _from_class_prices(self, price_C: FloatArray) -> Duals:
         row_R = np.zeros(len(self.problem.rows))
         row_R[: price_C.size] = price_C  # class rows stand first, one per class
@@ -141,10 +145,22 @@ class Generator:
         price_P = self._usage_PC[: used.size][used] @ solution.duals.price_C + solution.duals.rho
         return float((self._rate_P[: used.size][used] / price_P).max())
 
-    def certify(self, duals: Duals, *, tolerance: float, should_stop: Callable[[], bool]) -> tuple[Certified, float]:
-        """A certificate under these multipliers and the bound it proves; its paths join the pool."""
+    def certify(
+        self, duals: Duals, *, tolerance: float, should_stop: Callable[[], bool], give_up: bool
+    ) -> tuple[Certified, float]:
+        """A certificate under these multipliers and the bound it proves; its paths join the pool.
+
+        With `give_up` it ends early once a replica turns up that is clearly worth more than any known one.
+        """
         known = self.known_worth(duals)
-        certified = certify(self.pricer, duals, known=known, tolerance=tolerance, should_stop=should_stop)
+        certified = certify(
+            self.pricer,
+            duals,
+            known=known,
+            tolerance=tolerance,
+            should_stop=should_stop,
+            give_up_above=known * (1.0 + 4.0 * tolerance) if give_up else np.inf,
+        )
         self.pool.extend(certified.columns)
         return certified, bound_of(self.problem, self.shape, duals, certified.factor)
 

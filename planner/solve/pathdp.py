@@ -6,80 +6,92 @@ the box. The relaxation: a path may use a class more often than it has devices. 
 maximal visit to a site pays `lambda_c` per device of class c used and gets `lambda_c * N_c` back, which no real
 replica can profit from.
 
+Costs to go are single precision, which halves the time; `PathDp.value` is lowered by more than the rounding can
+have raised it, so that it bounds every path from below.
+
 Legend: E column entries of the box, P distinct cells, Q stages left - 1, S sites, G signatures, L layers, W interval
-lengths, J templates.
+lengths, B layer borders, J templates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from planner.objective import StageChoice
-from planner.solve.tables import FloatArray, IntArray, ModeTables
+from planner.solve.tables import FloatArray, ModeTables
+
+Float32Array = NDArray[np.float32]
+
+# A path adds at most 3 numbers per stage; 2^-24 is half a unit in the last place of a single.
+ROUNDING = 4.0 * 2.0**-24
 
 
 @dataclass(frozen=True, kw_only=True)
 class BoxView:
-    """The part of a mode's tables whose load does not pass `upto_s`."""
+    """The part of a mode's tables whose load does not pass `upto_s`; `entry_E` are positions in the tables."""
 
     tables: ModeTables
     upto_s: float
-    busy_E: FloatArray
-    load_E: FloatArray
-    template_E: NDArray[np.int32]
-    cell_P: IntArray
-    start_P: IntArray
-    window_LW: IntArray
-    transfer_BSS: FloatArray
-    linked_BSS: NDArray[np.bool_]
+    entry_E: NDArray[np.int32]
+    busy_E: Float32Array
+    template_E: NDArray[np.int16] | NDArray[np.int32]
+    cell_P: NDArray[np.int32]
+    start_P: NDArray[np.int32]
+    window_LW: NDArray[np.int32]
+    transfer_BSS: Float32Array
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory this view takes."""
+        arrays = (self.entry_E, self.busy_E, self.template_E, self.cell_P, self.start_P, self.window_LW)
+        return sum(array.nbytes for array in arrays) + self.transfer_BSS.nbytes
 
 
 @dataclass(frozen=True, kw_only=True)
 class PathDp:
-    """Costs to go. `value` is the least cost of any path, infinite when there is none."""
+    """Costs to go. `value` is a lower bound on the cost of any path, infinite when there is none."""
 
     view: BoxView
-    cost_E: FloatArray
-    cell_QSG: FloatArray
-    stage_QSL: FloatArray
-    onward_QSB: FloatArray
-    hop_BSS: FloatArray
-    total_QS: FloatArray
-
-    @property
-    def value(self) -> float:
-        """Least cost over all paths."""
-        return float(self.total_QS.min())
+    cost_E: Float32Array
+    cell_QSG: Float32Array
+    stage_QSL: Float32Array
+    onward_QSB: Float32Array
+    hop_BSS: Float32Array
+    total_QS: Float32Array
+    value: float
 
 
 def build_view(tables: ModeTables, upto_s: float) -> BoxView:
     """Filter a mode's tables to the loads of a box."""
-    inside_E = np.flatnonzero(tables.load_E <= upto_s)
-    cell_E = tables.cell_E[inside_E]
-    start_P = np.flatnonzero(np.diff(cell_E, prepend=-1)).astype(np.int64)
-    cell_P = cell_E[start_P]
+    entry_E = np.flatnonzero(tables.load_E <= upto_s).astype(np.int32)
+    cell_E = tables.cell_E[entry_E]
+    first_E = np.empty(cell_E.size, dtype=bool)
+    first_E[:1] = True
+    np.not_equal(cell_E[1:], cell_E[:-1], out=first_E[1:])
+    start_P = np.flatnonzero(first_E).astype(np.int32)
+    cell_P = cell_E[start_P].astype(np.int32)
     num_signatures = len(tables.signatures.intervals)
     present_G = np.zeros(num_signatures + 1, dtype=bool)
-    present_G[np.unique(cell_P % num_signatures)] = True
+    present_G[cell_P % num_signatures] = True
     used_W = np.flatnonzero(present_G[tables.signatures.window_LW].any(axis=0))
     num_lengths = int(used_W[-1]) + 1 if used_W.size else 1
     linked_BSS = np.isfinite(tables.transfer_BSS) & (tables.formula.repeats * tables.transfer_BSS <= upto_s)
     return BoxView(
         tables=tables,
         upto_s=upto_s,
-        busy_E=tables.busy_E[inside_E],
-        load_E=tables.load_E[inside_E],
-        template_E=tables.template_E[inside_E],
+        entry_E=entry_E,
+        busy_E=tables.busy_E[entry_E].astype(np.float32),
+        template_E=tables.template_E[entry_E],
         cell_P=cell_P,
         start_P=start_P,
-        window_LW=np.ascontiguousarray(tables.signatures.window_LW[:, :num_lengths]),
-        transfer_BSS=np.where(linked_BSS, tables.transfer_BSS, 0.0),
-        linked_BSS=linked_BSS,
+        window_LW=np.ascontiguousarray(tables.signatures.window_LW[:, :num_lengths], dtype=np.int32),
+        transfer_BSS=np.where(linked_BSS, tables.transfer_BSS, np.inf).astype(np.float32),
     )
 
 
@@ -89,57 +101,73 @@ def run_path_dp(view: BoxView, time_weight: float, price_J: FloatArray, credit_S
     `credit_S` is handed back once per visit to a site.
     """
     tables = view.tables
-    fill = time_weight * tables.formula.fill
-    num_sites, num_layers = tables.num_sites, view.window_LW.shape[0]
-    num_signatures = len(tables.signatures.intervals)
-    cost_E = price_J[view.template_E]
+    fill = np.float32(time_weight * tables.formula.fill)
+    num_stages, num_sites = tables.num_stages, tables.num_sites
+    num_layers, num_lengths = view.window_LW.shape
+    cost_E = price_J.astype(np.float32).take(view.template_E)
     if fill > 0.0:
         cost_E += fill * view.busy_E
-    cell_QSG = np.full((tables.num_levels, num_sites, num_signatures + 1), np.inf)
-    if view.cell_P.size:
-        flat = (view.cell_P // num_signatures) * (num_signatures + 1) + view.cell_P % num_signatures
-        cell_QSG.reshape(-1)[flat] = np.minimum.reduceat(cost_E, view.start_P)
-    hop_BSS = np.where(view.linked_BSS, fill * view.transfer_BSS, np.inf)
-    hop_BSS -= credit_S[None, None, :] * (1.0 - np.eye(num_sites))[None, :, :]
-    stage_QSL = np.empty((tables.num_stages, num_sites, num_layers))
-    onward_QSB = np.full((tables.num_stages, num_sites, num_layers + 1), np.inf)
-    onward_QSB[0, :, num_layers] = 0.0
-    for q in range(tables.num_stages):
+    cell_QSG = _cells(view, cost_E)
+    hop_BSS = _hops(view, fill, credit_S)
+    padded_QSB = np.full((num_stages, num_sites, num_layers + 1 + num_lengths), np.inf, dtype=np.float32)
+    padded_QSB[0, :, num_layers] = 0.0
+    after_QSLW = as_strided(
+        padded_QSB[:, :, 1:],
+        shape=(num_stages, num_sites, num_layers, num_lengths),
+        strides=(*padded_QSB.strides, padded_QSB.strides[2]),
+        writeable=False,
+    )
+    stage_QSL = np.empty((num_stages, num_sites, num_layers), dtype=np.float32)
+    total_SLW = np.empty((num_sites, num_layers, num_lengths), dtype=np.float32)
+    for q in range(num_stages):
         if q > 0:
-            arrive_BS = stage_QSL[q - 1].T
-            onward_QSB[q, :, :num_layers] = (hop_BSS[:num_layers] + arrive_BS[:, None, :]).min(axis=2).T
-        stage_QSL[q] = _extend(cell_QSG[min(q, tables.num_levels - 1)], onward_QSB[q], view.window_LW)
+            arrive_BS = np.ascontiguousarray(stage_QSL[q - 1].T)
+            padded_QSB[q, :, :num_layers] = (hop_BSS + arrive_BS[:, None, :]).min(axis=2).T
+        np.take(cell_QSG[min(q, tables.num_levels - 1)], view.window_LW, axis=1, out=total_SLW, mode="clip")
+        np.add(total_SLW, after_QSLW[q], out=total_SLW)
+        total_SLW.min(axis=2, out=stage_QSL[q])
+    total_QS = stage_QSL[:, :, 0] - credit_S.astype(np.float32)[None, :]
+    least = float(total_QS.min())
+    spread = abs(least) + 2.0 * num_stages * float(credit_S.sum())
     return PathDp(
         view=view,
         cost_E=cost_E,
         cell_QSG=cell_QSG,
         stage_QSL=stage_QSL,
-        onward_QSB=onward_QSB,
+        onward_QSB=padded_QSB,
         hop_BSS=hop_BSS,
-        total_QS=stage_QSL[:, :, 0] - credit_S[None, :],
+        total_QS=total_QS,
+        value=least - ROUNDING * 3 * num_stages * spread if isfinite(least) else least,
     )
 
 
-def _extend(cell_SG: FloatArray, onward_SB: FloatArray, window_LW: IntArray) -> FloatArray:
-    """Least cost of a stage starting at each layer plus what follows it."""
-    num_sites, num_layers = cell_SG.shape[0], window_LW.shape[0]
-    num_lengths = window_LW.shape[1]
-    padded = np.full((num_sites, num_layers + num_lengths + 1), np.inf)
-    padded[:, : num_layers + 1] = onward_SB
-    after_SLW = as_strided(
-        padded[:, 1:],
-        shape=(num_sites, num_layers, num_lengths),
-        strides=(padded.strides[0], padded.strides[1], padded.strides[1]),
-        writeable=False,
-    )
-    total_SLW = np.take(cell_SG, window_LW, axis=1)
-    total_SLW += after_SLW
-    least_SL: FloatArray = total_SLW.min(axis=2)
-    return least_SL
+def _cells(view: BoxView, cost_E: Float32Array) -> Float32Array:
+    """Least cost per (level, site, signature); one more signature, always infinite, stands for `no interval`."""
+    tables = view.tables
+    num_signatures = len(tables.signatures.intervals)
+    cell_QSG = np.full((tables.num_levels, tables.num_sites, num_signatures + 1), np.inf, dtype=np.float32)
+    if view.cell_P.size:
+        flat_P = view.cell_P + view.cell_P // num_signatures
+        cell_QSG.reshape(-1)[flat_P] = np.minimum.reduceat(cost_E, view.start_P)
+    return cell_QSG
+
+
+def _hops(view: BoxView, fill: np.float32, credit_S: FloatArray) -> Float32Array:
+    """Cost of going on from site s to t at each inner border; entering another site returns its credit."""
+    num_layers = view.window_LW.shape[0]
+    transfer_BSS = view.transfer_BSS[:num_layers]
+    if fill > 0.0:
+        hop_BSS = fill * transfer_BSS
+    else:
+        hop_BSS = np.where(np.isfinite(transfer_BSS), np.float32(0.0), np.float32(np.inf))
+    if credit_S.any():
+        num_sites = credit_S.size
+        hop_BSS -= (credit_S[None, :] * (1.0 - np.eye(num_sites))).astype(np.float32)
+    return hop_BSS
 
 
 def trace_entries(dp: PathDp, stages_left_i: int, site_i: int) -> list[tuple[StageChoice, int]]:
-    """Stages of the least path that starts in `site_i` with `stages_left_i + 1` stages, each with its entry."""
+    """Stages of the least path that starts in `site_i` with `stages_left_i + 1` stages, each with its table entry."""
     view, tables = dp.view, dp.view.tables
     num_signatures = len(tables.signatures.intervals)
     num_layers = view.window_LW.shape[0]
@@ -149,26 +177,32 @@ def trace_entries(dp: PathDp, stages_left_i: int, site_i: int) -> list[tuple[Sta
         level = min(q, tables.num_levels - 1)
         lengths = min(view.window_LW.shape[1], num_layers - layer)
         cost_W = dp.cell_QSG[level, s, view.window_LW[layer, :lengths]]
-        stop = layer + 1 + int(np.argmin(cost_W + dp.onward_QSB[q, s, layer + 1 : layer + 1 + lengths]))
+        cost_W += dp.onward_QSB[q, s, layer + 1 : layer + 1 + lengths]
+        stop = layer + 1 + int(cost_W.argmin())
         signature = int(view.window_LW[layer, stop - layer - 1])
-        p = int(np.searchsorted(view.cell_P, (level * tables.num_sites + s) * num_signatures + signature))
-        end = int(view.start_P[p + 1]) if p + 1 < view.start_P.size else view.busy_E.size
+        p = int(view.cell_P.searchsorted((level * tables.num_sites + s) * num_signatures + signature))
         start = int(view.start_P[p])
-        entry = start + int(np.argmin(dp.cost_E[start:end]))
-        stages.append((StageChoice(template_i=int(view.template_E[entry]), start=layer, stop=stop), entry))
+        end = int(view.start_P[p + 1]) if p + 1 < view.start_P.size else view.busy_E.size
+        at = start + int(dp.cost_E[start:end].argmin())
+        stages.append(
+            (StageChoice(template_i=int(view.template_E[at]), start=layer, stop=stop), int(view.entry_E[at]))
+        )
         if q == 0:
             return stages
-        s = int(np.argmin(dp.hop_BSS[stop, s] + dp.stage_QSL[q - 1, :, stop]))
+        s = int((dp.hop_BSS[stop, s] + dp.stage_QSL[q - 1, :, stop]).argmin())
         q, layer = q - 1, stop
 
 
-def best_starts(dp: PathDp, limit: int, within: float) -> Sequence[tuple[int, int]]:
-    """(stages left - 1, site) of the cheapest path from each start site, cheapest first, at most `within` above."""
+def best_starts(dp: PathDp, limit: int, within_frac: float) -> Sequence[tuple[int, int]]:
+    """(stages left - 1, site) of the cheapest path from each start site, cheapest first.
+
+    At most `limit`, none dearer than `within_frac` above the first.
+    """
     best_q_S = dp.total_QS.argmin(axis=0)
     value_S = dp.total_QS[best_q_S, np.arange(dp.total_QS.shape[1])]
-    order = np.argsort(value_S, kind="stable")[:limit]
-    top = value_S[order[0]] + within
-    return [(int(best_q_S[s]), int(s)) for s in order if np.isfinite(value_S[s]) and value_S[s] <= top]
+    order = value_S.argsort(kind="stable")[:limit]
+    top = value_S[order[0]] + within_frac * abs(value_S[order[0]])
+    return [(int(best_q_S[s]), int(s)) for s in order if isfinite(value_S[s]) and value_S[s] <= top]
 
 
 def least_load(tables: ModeTables) -> float:
@@ -179,9 +213,9 @@ def least_load(tables: ModeTables) -> float:
     if tables.cell_E.size:
         start_P = np.flatnonzero(np.diff(tables.cell_E, prepend=-1))
         cell_P = tables.cell_E[start_P]
-        flat = (cell_P // num_signatures) * (num_signatures + 1) + cell_P % num_signatures
-        cell_QSG.reshape(-1)[flat] = np.minimum.reduceat(tables.load_E, start_P)
-    hop_BSS = tables.formula.repeats * tables.transfer_BSS
+        flat_P = cell_P + cell_P // num_signatures
+        cell_QSG.reshape(-1)[flat_P] = np.minimum.reduceat(tables.load_E, start_P)
+    hop_BSS = tables.formula.repeats * tables.transfer_BSS[:num_layers]
     onward_SB = np.full((num_sites, num_layers + 1), np.inf)
     onward_SB[:, num_layers] = 0.0
     best = np.inf
@@ -192,7 +226,6 @@ def least_load(tables: ModeTables) -> float:
             window = tables.signatures.window_LW[layer, : num_layers - layer]
             stage_SL[:, layer] = np.maximum(cell_SG[:, window], onward_SB[:, layer + 1 :]).min(axis=1)
         best = min(best, float(stage_SL[:, 0].min()))
-        hops = np.maximum(hop_BSS[:num_layers], stage_SL.T[:, None, :]).min(axis=2).T
         onward_SB = np.full((num_sites, num_layers + 1), np.inf)
-        onward_SB[:, :num_layers] = hops
+        onward_SB[:, :num_layers] = np.maximum(hop_BSS, stage_SL.T[:, None, :]).min(axis=2).T
     return best

@@ -18,10 +18,11 @@ from planner.solve.columns import Column, Shape, column_of
 from planner.solve.pathdp import BoxView, best_starts, build_view, least_load, run_path_dp
 from planner.solve.tables import FloatArray, ModeTables
 
-BOX_RATIO = 1.12
-PATHS_PER_DP = 6
+BOX_RATIO = 1.35
+PATHS_PER_DP = 3
+PATHS_WITHIN_FRAC = 0.03
 LEARNING_STEPS = 4
-VIEW_ENTRIES_MAX = 15_000_000
+VIEW_BYTES_MAX = 1_000_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class Pricer:
         self.tables = tuple(tables)
         self.num_dps = 0
         self._views: dict[tuple[int, float], BoxView] = {}
-        self._entries = 0
+        self._view_bytes = 0
         self.boxes = [box for i in range(len(self.tables)) for box in self._build_boxes(i)]
 
     def _build_boxes(self, table_i: int) -> list[Box]:
@@ -54,6 +55,11 @@ class Pricer:
         edges = box_edges(least_s, most_s, BOX_RATIO)
         return [self.new_box(table_i, low, high) for low, high in zip([0.0, *edges], edges, strict=False)]
 
+    def any_path(self) -> bool:
+        """Whether any replica exists, even in the relaxation."""
+        return any(isfinite(box.upto_s) or self.view(box).entry_E.size > 0 and self.fill_cut(box).value < inf
+                   for box in self.boxes)
+
     def new_box(self, table_i: int, from_s: float, upto_s: float) -> Box:
         """A box nothing is known about yet."""
         return Box(table_i=table_i, from_s=from_s, upto_s=upto_s)
@@ -64,9 +70,9 @@ class Pricer:
         view = self._views.pop(key, None)
         if view is None:
             view = build_view(self.tables[box.table_i], box.upto_s)
-            self._entries += view.busy_E.size
-            while self._entries > VIEW_ENTRIES_MAX and self._views:
-                self._entries -= self._views.pop(next(iter(self._views))).busy_E.size
+            self._view_bytes += view.num_bytes
+            while self._view_bytes > VIEW_BYTES_MAX and self._views:
+                self._view_bytes -= self._views.pop(next(iter(self._views))).num_bytes
         self._views[key] = view
         return view
 
@@ -83,7 +89,7 @@ class Pricer:
         dp = run_path_dp(self.view(box), time_weight, self.shape.usage_JC @ rate_C, credit_S)
         if not isfinite(dp.value):
             return Priced(value=inf, columns=())
-        starts = best_starts(dp, PATHS_PER_DP, within=0.25 * (abs(dp.value) + 1e-12))
+        starts = best_starts(dp, PATHS_PER_DP, PATHS_WITHIN_FRAC)
         columns = tuple(column_of(self.problem, self.shape, dp, q, s) for q, s in starts)
         return Priced(value=dp.value, columns=columns)
 
@@ -107,11 +113,11 @@ class Pricer:
         for i, site_i in enumerate(sites):
             if i == 0 or sites[i - 1] != site_i:
                 visits_S[site_i] += 1.0
-        return np.asarray(column.usage_C - visits_S[self.shape.site_C] * self.shape.devices_C, dtype=np.float64)
+        return np.asarray(
+            column.usage_C - visits_S[self.shape.site_C] * self.shape.devices_C, dtype=np.float64
+        )
 
-    def raise_visits(
-        self, visit_C: FloatArray | None, column: Column, shortfall: float
-    ) -> FloatArray | None:
+    def raise_visits(self, visit_C: FloatArray | None, column: Column, shortfall: float) -> FloatArray | None:
         """One Polyak step towards lifting the relaxed value by `shortfall`; None when no class is overused per visit."""
         slope_C = self.overuse_C(column)
         old_C = np.zeros(slope_C.size) if visit_C is None else visit_C

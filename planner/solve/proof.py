@@ -26,7 +26,11 @@ def dual_proof(problem: BoundaryProblem, certified: Certified, bound: float) -> 
                 continue
             cuts = []
             for cut in box.cuts:
-                visit = {} if cut.visit_C is None else {str(c): float(v) for c, v in enumerate(cut.visit_C) if v > 0.0}
+                visit = (
+                    {}
+                    if cut.visit_C is None
+                    else {str(c): float(v) for c, v in enumerate(cut.visit_C) if v > 0.0}
+                )
                 cuts.append({"w": float(cut.time_weight), "c": float(cut.price_weight), "visit": visit})
             boxes.append({"upto_s": float(box.upto_s) if isfinite(box.upto_s) else None, "cuts": cuts})
         modes.append({"mode": mode.mode_i, "boxes": boxes})

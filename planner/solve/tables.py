@@ -56,7 +56,7 @@ class ModeTables:
     cell_E: IntArray
     busy_E: FloatArray
     load_E: FloatArray
-    template_E: NDArray[np.int32]
+    template_E: NDArray[np.int16] | NDArray[np.int32]
     transfer_BSS: FloatArray
 
     @property
@@ -109,12 +109,17 @@ def _mode_tables(problem: BoundaryProblem, mode: Mode, signatures: Signatures) -
     for template_i in mode.templates:
         template = problem.templates[template_i]
         groups[(template.site_i, template.usage)].append(template)
+    small = np.int16 if len(problem.templates) < 2**15 else np.int32
     cells, busies, loads, owners = [], [], [], []
     for members in groups.values():
         busy_JKQ, load_JKQ = _undominated(
             [
                 tabulate(
-                    problem.cost_model, t.cluster, signatures.key_intervals, t.strategy, mode.micro_batch_size,
+                    problem.cost_model,
+                    t.cluster,
+                    signatures.key_intervals,
+                    t.strategy,
+                    mode.micro_batch_size,
                     in_flight_max,
                 )
                 for t in members
@@ -127,11 +132,15 @@ def _mode_tables(problem: BoundaryProblem, mode: Mode, signatures: Signatures) -
             g, q = np.nonzero(np.isfinite(busy_JKQ[j][key_G]))
             if g.size == 0:
                 continue
-            cells.append((q * len(problem.site_ids) + template.site_i) * len(signatures.intervals) + allowed_G[g])
+            cells.append(
+                (q * len(problem.site_ids) + template.site_i) * len(signatures.intervals) + allowed_G[g]
+            )
             busies.append(busy_JKQ[j][key_G[g], q])
             loads.append(load_JKQ[j][key_G[g], q])
-            owners.append(np.full(g.size, template.template_i, dtype=np.int32))
-    return _sorted_tables(problem, mode, formula, signatures, (num_stages, in_flight_max), cells, busies, loads, owners)
+            owners.append(np.full(g.size, template.template_i, dtype=small))
+    return _sorted_tables(
+        problem, mode, formula, signatures, (num_stages, in_flight_max), cells, busies, loads, owners
+    )
 
 
 def _undominated(tables: Sequence[StageTable], formula: StepFormula) -> tuple[FloatArray, FloatArray]:
@@ -159,7 +168,7 @@ def _sorted_tables(
     cells: list[IntArray],
     busies: list[FloatArray],
     loads: list[FloatArray],
-    owners: list[NDArray[np.int32]],
+    owners: list[NDArray[np.int16] | NDArray[np.int32]],
 ) -> ModeTables:
     cell_E = np.concatenate(cells) if cells else np.zeros(0, dtype=np.int64)
     order = np.argsort(cell_E, kind="stable")
