@@ -98,27 +98,30 @@ def test_commands_refuse_it_and_write_nothing(
     assert sorted(path.name for path in (CORPUS / "bad").iterdir()) == BAD
 
 
+# What is in the file, and what the one fault says of it.
 BOMBS = {
-    "10 MB of nesting": "[" * 10_000_000,
-    "8 MB of nesting": "[" * 8_000_000,
-    "mappings": "{a: " * 2_000_000,
-    "dashes": "- " * 4_000_000,
-    "keys": "? " * 4_000_000,
-    "items": "[0," + "1," * 4_000_000,
-    "quotes": '"' * 8_000_000,
-    "duplicates": "a: 1\n" * 1_500_000,
-    "tags": "!" * 8_000_000,
-    "comments": "#" * 9_000_000,
-    "alias": "a: &a [*a]\n",
+    "10 MB of nesting": ("[" * 10_000_000, "10,000,000 bytes"),
+    "8 MB of nesting": ("[" * 8_000_000, "nested deeper than 64"),
+    "mappings": ("{a: " * 2_000_000, "nested deeper than 64"),
+    "dashes": ("- " * 4_000_000, "nested deeper than 64"),
+    "keys": ("? " * 4_000_000, "a key that is no word"),
+    "items": ("[0," + "1," * 4_000_000, "more than 100,000 values"),
+    "lines": ("a:\n" + "- 1\n" * 1_500_000, "more than 100,000 values"),
+    "quotes": ('"' * 8_000_000, '\'"""'),
+    "duplicates": ("a: 1\n" * 1_500_000, "more than 1,000 faults"),
+    "tags": ("!" * 8_000_000, "'!!"),
+    "comments": ("#" * 9_000_000, "9,000,000 bytes"),
+    "alias": ("a: &a [*a]\n", "'&a'"),
 }
 
 
-@pytest.mark.parametrize("text", BOMBS.values(), ids=BOMBS)
-def test_bombs_are_refused_before_they_are_built(text: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("text", "value"), BOMBS.values(), ids=BOMBS)
+def test_bombs_are_refused_before_they_are_built(text: str, value: str, tmp_path: Path) -> None:
     path = tmp_path / "bomb.yaml"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(InputError) as caught:
         load_fleet(path)
+    assert caught.value.faults[-1].value.startswith(value)
     assert all(len(fault.value) < 200 for fault in caught.value.faults)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -74,3 +76,22 @@ def test_the_plan_schema_keeps_its_graph_together() -> None:
     properties = json_schema("plan")["properties"]
     assert {"certificate", "boundaries", "inputs", "graph"} <= set(properties)
     assert not {"nodes", "edges"} & set(properties)
+
+
+def keys_inside(node: Any) -> Iterator[str]:
+    """Every key that a schema describes, at any depth."""
+    if isinstance(node, dict):
+        yield from node.get("properties", {})
+        for inner in node.values():
+            yield from keys_inside(inner)
+    elif isinstance(node, list):
+        for inner in node:
+            yield from keys_inside(inner)
+
+
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_the_manual_explains_every_key(kind: str, root: Path) -> None:
+    manual = (root / "docs" / "formats.md").read_text(encoding="utf-8")
+    manual = re.sub(r"^```.*?^```", "", manual, flags=re.MULTILINE | re.DOTALL)
+    words = set(re.findall(r"[a-z_0-9]+", " ".join(re.findall(r"`[^`]+`", manual))))
+    assert not set(keys_inside(json_schema(kind))) - words
