@@ -289,6 +289,56 @@ def test_in_flight_rules() -> None:
     assert counts(ROUND_ROBIN, [1, 2, 2], 4) == [4, 2, 1]
 
 
+class TieCostModel(TableCostModel):
+    """Eight seconds per step at best: in micro-batches of one on two devices, of two on one device."""
+
+    def stage(
+        self, cluster: Cluster, interval: Interval, strategy: Strategy, micro_batch_size: int, in_flight: int
+    ) -> StageCost | None:
+        cost = super().stage(cluster, interval, strategy, micro_batch_size, in_flight)
+        busy_s = {(1, 1): 5.0, (1, 2): 2.0, (2, 1): 4.0, (2, 2): 4.0}[micro_batch_size, len(cluster.devices)]
+        return None if cost is None else replace(cost, forward_s=busy_s, backward_s=0.0, exposed_s=0.0)
+
+
+def test_ties_between_modes_go_to_fewer_devices() -> None:
+    fleet = Fleet(
+        name="pair",
+        tiers=TIERS,
+        boundaries=("org",),
+        sites=(Site(site_id="s", boundary_id="org", fabric_bytes_per_s=1.0),),
+        hosts=(Host(host_id="h", site_id="s", link_bytes_per_s=1.0),),
+        devices=tuple(
+            Device(
+                device_id=f"d{i}",
+                host_id="h",
+                type_name="only",
+                memory_bytes=1.0,
+                flop_per_s=(),
+                memory_bytes_per_s=1.0,
+                tier_i=0,
+            )
+            for i in range(2)
+        ),
+    )
+    workload = random_problem(RICH, JOINT).workload
+    workload = replace(
+        workload,
+        layers=workload.layers[:1],
+        job=Job(sequence_tokens=7, sequences_per_step=4, micro_batch_sizes=(1, 2)),
+    )
+    problem = build_problem(
+        fleet,
+        workload,
+        Policy(replicas_max=1),
+        TieCostModel(0, by_length=True, tight_frac=0.0),
+        objective=Objective(kind=ObjectiveKind.STEADY_STATE),
+    ).boundaries[0]
+    (replica,) = solve_bottleneck(problem, Limits()).replicas
+    assert replica.step_s == 8.0
+    assert problem.modes[replica.mode_i].micro_batch_size == 2
+    assert replica.usage == ((0, 1),)
+
+
 def test_only_faster_replicas_count() -> None:
     problem = random_problem(RICH, JOINT)
     best = solve_bottleneck(problem, Limits())
