@@ -1,0 +1,259 @@
+"""`echelon solve`: the best topology that could be found, with its distance from the best there is."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from planner.cli.console import Console, console_of, write_atomically
+from policies.errors import ExcessTooLargeError, InfeasibleError
+
+if TYPE_CHECKING:
+    from planner.canonical import Inputs
+    from planner.solve.result import Limits
+    from planner.solving import Answer, Request
+
+DEADLINE = "60s"
+MAX_EXCESS_FRAC = 0.001
+
+
+class SolverName(StrEnum):
+    """What `--solver` accepts."""
+
+    DECOMPOSITION = "decomposition"
+    MILP = "milp"
+    CPSAT = "cpsat"
+    GREEDY = "greedy"
+    CBC = "cbc"
+    BRUTEFORCE = "bruteforce"
+
+
+class ObjectiveName(StrEnum):
+    """What `--objective` accepts."""
+
+    TOKENS = "tokens"
+    PRICE = "price"
+    STEP_TIME = "step-time"
+    STEADY_STATE = "steady-state"
+
+
+class ExecutorName(StrEnum):
+    """What `--executor` accepts."""
+
+    ANY = "any"
+    DEEPSPEED = "deepspeed"
+    TORCH = "torch"
+
+
+def register(app: typer.Typer) -> None:
+    """Add `echelon solve`."""
+
+    @app.command()
+    def solve(
+        ctx: typer.Context,
+        fleet: Annotated[Path, typer.Argument(help="The fleet file.")],
+        model: Annotated[Path, typer.Argument(help="The model file.")],
+        policy: Annotated[Path | None, typer.Argument(help="The policy file.", show_default=False)] = None,
+        output: Annotated[
+            Path | None, typer.Option("-o", "--output", help="Where the plan goes.", show_default=False)
+        ] = None,
+        solver: Annotated[
+            SolverName, typer.Option("--solver", help="Way of solving.")
+        ] = SolverName.DECOMPOSITION,
+        objective: Annotated[
+            ObjectiveName, typer.Option("--objective", help="What is optimised.")
+        ] = ObjectiveName.TOKENS,
+        tokens_per_s_min: Annotated[
+            float | None,
+            typer.Option(
+                "--tokens-per-s-min", help="Target for objective price.", min=0.0, show_default=False
+            ),
+        ] = None,
+        executor: Annotated[
+            ExecutorName, typer.Option("--executor", help="What must be able to run the plan.")
+        ] = ExecutorName.ANY,
+        deadline: Annotated[
+            str, typer.Option("--deadline", help="Time for the whole solve, such as 60s or 5min.")
+        ] = DEADLINE,
+        max_excess: Annotated[
+            str | None,
+            typer.Option(
+                "--max-excess",
+                help="Stop at a plan this close to the bound; exit code 6 when none is. Without: 0.1 %.",
+                show_default=False,
+            ),
+        ] = None,
+        deterministic: Annotated[
+            bool, typer.Option("--deterministic", help="Count steps, not seconds: same inputs, same bytes.")
+        ] = False,
+        seed: Annotated[int, typer.Option("--seed", help="Seed of all random choices.", min=0)] = 0,
+        warm_start: Annotated[
+            Path | None, typer.Option("--warm-start", help="A plan to start from.", show_default=False)
+        ] = None,
+        keep: Annotated[
+            Path | None,
+            typer.Option("--keep", help="A plan whose devices should stay in place.", show_default=False),
+        ] = None,
+        cost_model: Annotated[
+            str, typer.Option("--cost-model", help="Registered cost model that prices stages.")
+        ] = "analytic",
+    ) -> None:
+        """Find the best topology and prove how far from the best it can be.
+
+        Ctrl-C ends the search and gives the best plan so far, with its honest distance from the bound.
+        """
+        from planner.cli.solve_text import progress_line
+        from planner.files import load_inputs
+        from planner.solve.result import Limits
+
+        console = console_of(ctx)
+        started_s = time.monotonic()
+        asked_frac = None if max_excess is None else parse_frac(max_excess, "--max-excess")
+        deadline_s = parse_deadline(deadline)
+        inputs = load_inputs(fleet, model, policy)
+        request = _request(solver, objective, tokens_per_s_min, executor, cost_model, warm_start, keep)
+        with console.progress() as shown, interruptible() as asked_to_stop:
+            limits = Limits(
+                deadline_s=deadline_s,
+                max_excess_frac=MAX_EXCESS_FRAC if asked_frac is None else asked_frac,
+                deterministic=deterministic,
+                seed=seed,
+                should_stop=asked_to_stop,
+                report=lambda progress: shown.update(progress_line(progress, objective.value)),
+            )
+            answer = _solved(inputs, request, limits)
+            if asked_to_stop():
+                console.note("interrupted: this is the best plan so far")
+        _tell(console, answer, request, output, asked_frac, time.monotonic() - started_s)
+
+
+def parse_deadline(text: str) -> float:
+    """Seconds of `60s`, `1.5 min` or a bare number of seconds."""
+    from costmodels.units import UnitError, parse_seconds
+
+    try:
+        number = float(text)
+    except ValueError:
+        number = None
+    try:
+        seconds = parse_seconds(text if number is None else f"{text.strip()} s")
+    except UnitError as error:
+        raise typer.BadParameter(f"`{text}`: {error.reason}", param_hint="--deadline") from None
+    if seconds <= 0.0:
+        raise typer.BadParameter(f"`{text}` leaves no time", param_hint="--deadline")
+    return seconds
+
+
+def parse_frac(text: str, name: str) -> float:
+    """The fraction that `1%` or `0.01` says."""
+    percent = text.strip().endswith("%")
+    try:
+        number = float(text.strip().removesuffix("%"))
+    except ValueError:
+        number = -1.0
+    fraction = number / 100.0 if percent else number
+    if not 0.0 <= fraction < float("inf"):
+        raise typer.BadParameter(f"`{text}` is no share such as 1% or 0.01", param_hint=name)
+    return fraction
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C was pressed; a second one ends the command at once."""
+    asked = False
+
+    def ask(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _request(
+    solver: SolverName,
+    objective: ObjectiveName,
+    tokens_per_s_min: float | None,
+    executor: ExecutorName,
+    cost_model: str,
+    warm_start: Path | None,
+    keep: Path | None,
+) -> Request:
+    from planner.plan import read_plan
+    from planner.problem import Objective, ObjectiveKind
+    from planner.solving import Request
+
+    if tokens_per_s_min is not None and objective is not ObjectiveName.PRICE:
+        raise typer.BadParameter("only with --objective price", param_hint="--tokens-per-s-min")
+    return Request(
+        solver=solver.value,
+        objective=Objective(kind=ObjectiveKind(objective.value), tokens_per_s_min=tokens_per_s_min),
+        executor=executor.value,
+        cost_model=cost_model,
+        warm_start=None if warm_start is None else read_plan(warm_start),
+        keep=None if keep is None else read_plan(keep),
+    )
+
+
+def _solved(inputs: Inputs, request: Request, limits: Limits) -> Answer:
+    """The answer; a proof of infeasibility is put in the fleet's own words where that can be done."""
+    from planner.solving import solve_inputs
+
+    try:
+        return solve_inputs(inputs, request, limits)
+    except InfeasibleError:
+        if find_spec("planner.explain") is None:
+            raise
+        from planner.solving import problem_of
+
+        explain = import_module("planner.explain").explain_infeasible
+        error = explain(problem_of(inputs, request))
+        if not isinstance(error, InfeasibleError):
+            raise
+        raise error from None
+
+
+def _tell(
+    console: Console,
+    answer: Answer,
+    request: Request,
+    output: Path | None,
+    asked_frac: float | None,
+    elapsed_s: float,
+) -> None:
+    """Write the plan, then give the answer; the exit code tells whether the plan is as close as asked for."""
+    from planner.cli.solve_text import answer_data, answer_text, former_note
+    from planner.plan import dump_plan
+
+    if output is not None:
+        write_atomically(output, dump_plan(answer.plan))
+    note = former_note(answer, request)
+    if note:
+        console.note(note)
+    excess = answer.plan.certificate.excess_frac
+    but = None
+    if asked_frac is not None and (excess is None or excess > asked_frac * (1.0 + 1e-9)):
+        found = "has no bound" if excess is None else f"may be {excess:.3%} from the best"
+        but = ExcessTooLargeError(
+            "excess-too-large",
+            f"the plan {found}; asked for was at most {asked_frac:.3%}",
+            hint="give a longer --deadline" + (", or a solver that proves a bound" if excess is None else ""),
+        )
+    data = answer_data(answer, request, output)
+    text = answer_text(answer, request, elapsed_s=elapsed_s, every_stage=console.verbose)
+    console.emit(data, text, but=but)
