@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -34,10 +35,18 @@ class Real:
     usage: tuple[int, ...]
 
 
+def micro_batches_held(problem: BoundaryProblem, mode: Mode, widths: Sequence[int]) -> int:
+    """In flight at the first of the remaining stages, whose data-parallel widths are given."""
+    count = mode.num_micro_batches
+    if problem.workload.job.schedule == "round-robin":
+        return math.ceil(min(count, sum(widths)) / widths[0])
+    return min(count, len(widths))
+
+
 def real_replicas(problem: BoundaryProblem, mode: Mode) -> Iterator[Real]:
     """Every replica of a mode, by plain recursion and one cost model call per stage."""
     have = [c.num_devices for c in problem.classes]
-    size, count = mode.micro_batch_size, mode.num_micro_batches
+    size = mode.micro_batch_size
     formula = problem.formula(mode)
 
     def chains(
@@ -65,7 +74,7 @@ def real_replicas(problem: BoundaryProblem, mode: Mode) -> Iterator[Real]:
         for stages, used in chains(0, num_stages, (), (0,) * len(have)):
             costs: list[StageCost] = []
             for i, (template, first, stop) in enumerate(stages):
-                held = min(count, num_stages - i)
+                held = micro_batches_held(problem, mode, [t.strategy.dp for t, _, _ in stages[i:]])
                 cost = problem.cost_model.stage(
                     template.cluster, (first, stop), template.strategy, size, held
                 )
@@ -186,7 +195,7 @@ def replica_plan(
         devices, spares = seats[i]
         members = tuple(problem.fleet.device_by_id[d] for d in devices)
         site = problem.fleet.site_of(members[0])
-        held = min(count, len(real.stages) - i)
+        held = micro_batches_held(boundary, real.mode, [t.strategy.dp for t, _, _ in real.stages[i:]])
         strategy = template.strategy
         cost = problem.cost_model.stage(
             cluster_of(problem.fleet, site, members), (first, stop), strategy, size, held
