@@ -53,7 +53,8 @@ class Request:
 class Answer:
     """The plan, the problem it answers, and what the solver said.
 
-    `spilled` tells that devices of spill-over owners are used. `former_used` says whether an earlier plan could enter as incumbent, None when there was none.
+    `spilled` tells that devices of spill-over owners are used. `former_used` says whether an earlier plan
+    could enter as incumbent, None when there was none.
     """
 
     plan: Plan

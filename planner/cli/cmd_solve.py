@@ -6,16 +6,37 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from planner.cli.console import Console, console_of, write_atomically
+from planner.cli.solve_options import (
+    CostModelName,
+    Deadline,
+    Deterministic,
+    Executor,
+    ExecutorName,
+    FleetFile,
+    Goal,
+    Keep,
+    MaxExcess,
+    ModelFile,
+    ObjectiveName,
+    Output,
+    PolicyFile,
+    Seed,
+    Solver,
+    SolverName,
+    TokensMin,
+    WarmStart,
+    parse_deadline,
+    parse_frac,
+)
 from policies.errors import ExcessTooLargeError, InfeasibleError
 
 if TYPE_CHECKING:
@@ -23,36 +44,7 @@ if TYPE_CHECKING:
     from planner.solve.result import Limits
     from planner.solving import Answer, Request
 
-DEADLINE = "60s"
 MAX_EXCESS_FRAC = 0.001
-
-
-class SolverName(StrEnum):
-    """What `--solver` accepts."""
-
-    DECOMPOSITION = "decomposition"
-    MILP = "milp"
-    CPSAT = "cpsat"
-    GREEDY = "greedy"
-    CBC = "cbc"
-    BRUTEFORCE = "bruteforce"
-
-
-class ObjectiveName(StrEnum):
-    """What `--objective` accepts."""
-
-    TOKENS = "tokens"
-    PRICE = "price"
-    STEP_TIME = "step-time"
-    STEADY_STATE = "steady-state"
-
-
-class ExecutorName(StrEnum):
-    """What `--executor` accepts."""
-
-    ANY = "any"
-    DEEPSPEED = "deepspeed"
-    TORCH = "torch"
 
 
 def register(app: typer.Typer) -> None:
@@ -61,52 +53,21 @@ def register(app: typer.Typer) -> None:
     @app.command()
     def solve(
         ctx: typer.Context,
-        fleet: Annotated[Path, typer.Argument(help="The fleet file.")],
-        model: Annotated[Path, typer.Argument(help="The model file.")],
-        policy: Annotated[Path | None, typer.Argument(help="The policy file.", show_default=False)] = None,
-        output: Annotated[
-            Path | None, typer.Option("-o", "--output", help="Where the plan goes.", show_default=False)
-        ] = None,
-        solver: Annotated[
-            SolverName, typer.Option("--solver", help="Way of solving.")
-        ] = SolverName.DECOMPOSITION,
-        objective: Annotated[
-            ObjectiveName, typer.Option("--objective", help="What is optimised.")
-        ] = ObjectiveName.TOKENS,
-        tokens_per_s_min: Annotated[
-            float | None,
-            typer.Option(
-                "--tokens-per-s-min", help="Target for objective price.", min=0.0, show_default=False
-            ),
-        ] = None,
-        executor: Annotated[
-            ExecutorName, typer.Option("--executor", help="What must be able to run the plan.")
-        ] = ExecutorName.ANY,
-        deadline: Annotated[
-            str, typer.Option("--deadline", help="Time for the whole solve, such as 60s or 5min.")
-        ] = DEADLINE,
-        max_excess: Annotated[
-            str | None,
-            typer.Option(
-                "--max-excess",
-                help="Stop at a plan this close to the bound; exit code 6 when none is. Without: 0.1 %.",
-                show_default=False,
-            ),
-        ] = None,
-        deterministic: Annotated[
-            bool, typer.Option("--deterministic", help="Count steps, not seconds: same inputs, same bytes.")
-        ] = False,
-        seed: Annotated[int, typer.Option("--seed", help="Seed of all random choices.", min=0)] = 0,
-        warm_start: Annotated[
-            Path | None, typer.Option("--warm-start", help="A plan to start from.", show_default=False)
-        ] = None,
-        keep: Annotated[
-            Path | None,
-            typer.Option("--keep", help="A plan whose devices should stay in place.", show_default=False),
-        ] = None,
-        cost_model: Annotated[
-            str, typer.Option("--cost-model", help="Registered cost model that prices stages.")
-        ] = "analytic",
+        fleet: FleetFile,
+        model: ModelFile,
+        policy: PolicyFile = None,
+        output: Output = None,
+        solver: Solver = SolverName.DECOMPOSITION,
+        objective: Goal = ObjectiveName.TOKENS,
+        tokens_per_s_min: TokensMin = None,
+        executor: Executor = ExecutorName.ANY,
+        deadline: Deadline = "60s",
+        max_excess: MaxExcess = None,
+        deterministic: Deterministic = False,
+        seed: Seed = 0,
+        warm_start: WarmStart = None,
+        keep: Keep = None,
+        cost_model: CostModelName = "analytic",
     ) -> None:
         """Find the best topology and prove how far from the best it can be.
 
@@ -135,36 +96,6 @@ def register(app: typer.Typer) -> None:
             if asked_to_stop():
                 console.note("interrupted: this is the best plan so far")
         _tell(console, answer, request, output, asked_frac, time.monotonic() - started_s)
-
-
-def parse_deadline(text: str) -> float:
-    """Seconds of `60s`, `1.5 min` or a bare number of seconds."""
-    from costmodels.units import UnitError, parse_seconds
-
-    try:
-        number = float(text)
-    except ValueError:
-        number = None
-    try:
-        seconds = parse_seconds(text if number is None else f"{text.strip()} s")
-    except UnitError as error:
-        raise typer.BadParameter(f"`{text}`: {error.reason}", param_hint="--deadline") from None
-    if seconds <= 0.0:
-        raise typer.BadParameter(f"`{text}` leaves no time", param_hint="--deadline")
-    return seconds
-
-
-def parse_frac(text: str, name: str) -> float:
-    """The fraction that `1%` or `0.01` says."""
-    percent = text.strip().endswith("%")
-    try:
-        number = float(text.strip().removesuffix("%"))
-    except ValueError:
-        number = -1.0
-    fraction = number / 100.0 if percent else number
-    if not 0.0 <= fraction < float("inf"):
-        raise typer.BadParameter(f"`{text}` is no share such as 1% or 0.01", param_hint=name)
-    return fraction
 
 
 @contextmanager
