@@ -7,14 +7,22 @@ apart from the attention matrix. Adapted as follows.
 - Attention keeps no matrix but query, key, value, output and one fp32 number per head (T. Dao,
   "FlashAttention-2", ICLR 2024, algorithm 1), keys and values once per key-value head; it skips what the
   causal mask hides.
-- Norms and activation functions are fused kernels: a norm keeps its input and fp32 statistics.
-- A gated feed-forward part keeps gate, up, activated gate and product: four inner widths.
+- Layer norms are single kernels that keep their input and fp32 statistics. RMS norms run step by step in
+  transformers, keeping an fp32 copy of the input and, where their weights are trained, the normalised input;
+  with fused kernels they keep their input alone. Either way an fp32 statistic.
+- Query, key and value of one fused matrix are views of its output. Rotary positions make new queries and
+  keys, while the value's view still holds the whole of that output.
+- A gated feed-forward part keeps gate, up, activated gate and product: four inner widths. Activation
+  functions that transformers composes of several steps keep more, unless kernels are fused.
 - Experts keep gathered inputs, their inner tensors and outputs, once per expert a token passes; the router
   keeps its fp32 probabilities. Tokens are assumed to spread evenly.
 - Dropout keeps one byte per number at each of the two residual branches; none where its rate is 0.
 - A matrix keeps its input only where its own gradient needs it, that is unless it is frozen without an
   adapter. An adapter computes in the job's dtype and keeps the input it shares with the matrix plus `rank`
   numbers.
+
+Residual streams between branches are not kept; rotary tables and expert indices are left out as smaller than
+half a percent.
 """
 
 from __future__ import annotations
@@ -22,9 +30,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from costmodels.architecture import Attention, Block, FeedForward, Linear, Mixture, Target
+from costmodels.architecture import Attention, Block, FeedForward, Linear, Mixture, Norm, Target
 
 _FP32_BYTES = 4
+
+# Tensors an activation function keeps besides its output, run step by step as transformers defines it; one
+# (its input) where it is a single kernel. gelu_new keeps x, x / 2, tanh and 1 + tanh.
+_KEPT_BY_ACTIVATION = {"relu": 0, "gelu_new": 4, "gelu_fast": 7, "quick_gelu": 2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +46,7 @@ class Trained:
     dtype_bytes: int
     adapter_rank: int
     targets: tuple[Target, ...]
+    fused_kernels: bool = False
 
     def adapts(self, linear: Linear) -> bool:
         """Whether an adapter sits on this matrix."""
@@ -80,11 +93,20 @@ def block_flops_per_token(block: Block, trained: Trained, sequence_tokens: int) 
     return matrices + adapters + attention_flops_per_token(block.attention, sequence_tokens)
 
 
+def norm_activation_bytes(norm: Norm, trained: Trained) -> int:
+    """Bytes kept per normalised row: input (fp32 in step-wise RMS norms), normalised input, statistics."""
+    if norm.kind != "rms" or trained.fused_kernels:
+        return norm.width * trained.dtype_bytes + norm.statistics_bytes
+    normalised = trained.dtype_bytes if trained.adapter_rank == 0 else 0
+    return norm.width * (_FP32_BYTES + normalised) + norm.statistics_bytes
+
+
 def block_activation_bytes_per_token(block: Block, trained: Trained) -> float:
     """Bytes per token that backward of one block needs, its input included."""
-    width_bytes = block.attention.width * trained.dtype_bytes
-    # Parallel branches normalise the same input, sequential ones each their own.
-    norms = (1 if block.parallel else 2) * width_bytes + 2 * block.norm.statistics_bytes
+    norms = 2 * norm_activation_bytes(block.norm, trained)
+    if block.parallel:
+        # Both branches normalise the same input.
+        norms -= block.norm.width * trained.dtype_bytes
     dropout = 2 * block.attention.width if block.residual_dropout else 0
     return (
         norms
@@ -99,13 +121,15 @@ def _attention_bytes(attention: Attention, trained: Trained) -> int:
     """Common input of the projections; query, key, value and output; one fp32 number per head; head norms."""
     *inner, _ = attention.linears()
     numbers = 2 * attention.query_width + 2 * attention.kv_width
+    if attention.fused_qkv and attention.rotary:
+        numbers += attention.query_width + attention.kv_width
     if trained.keeps_input(inner):
         numbers += attention.width
-    statistics = _FP32_BYTES * attention.num_heads
+    kept = numbers * trained.dtype_bytes + _FP32_BYTES * attention.num_heads
     if attention.head_norm is not None:
-        numbers += attention.query_width + attention.kv_width
-        statistics += attention.head_norm.statistics_bytes * (attention.num_heads + attention.num_kv_heads)
-    return numbers * trained.dtype_bytes + statistics
+        heads = attention.num_heads + attention.num_kv_heads
+        kept += heads * norm_activation_bytes(attention.head_norm, trained)
+    return kept
 
 
 def _feed_forward_bytes(part: FeedForward | Mixture, trained: Trained) -> int:
@@ -132,15 +156,13 @@ def _feed_forward_bytes(part: FeedForward | Mixture, trained: Trained) -> int:
 def _inner_numbers(part: FeedForward, trained: Trained) -> int:
     """Numbers per token kept between a feed-forward part's matrices.
 
-    Gated: gate, up and activated gate, which the product needs, and the product where the down projection
-    needs its input. Otherwise: the activation function's input where it keeps that, and its output where it
-    keeps that instead or the down projection needs it.
+    Gated: what the activation function keeps, its output and the up projection, which the product needs, and
+    the product where the down projection needs its input. Otherwise: what the activation function keeps, and
+    its output where the down projection needs that, or the function itself for lack of its input.
     """
-    down = part.linears()[-1:]
-    if part.gated:
-        kept = 3 + trained.keeps_input(down)
-    elif part.keeps_input:
-        kept = 1 + trained.keeps_input(down)
-    else:
-        kept = 1
+    function = _KEPT_BY_ACTIVATION.get(part.activation, 1)
+    if trained.fused_kernels:
+        function = min(1, function)
+    product = trained.keeps_input(part.linears()[-1:])
+    kept = function + 2 + product if part.gated else function + (product or function == 0)
     return part.num_active * kept * part.inner_width

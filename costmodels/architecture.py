@@ -69,7 +69,11 @@ class Norm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attention:
-    """Causal self-attention; `window` limits how far back a token looks, None for the whole sequence."""
+    """Causal self-attention.
+
+    `window` limits how far back a token looks, None for the whole sequence. `rotary` turns queries and keys
+    by position, which makes new tensors of them; `fused_qkv` takes query, key and value from one matrix.
+    """
 
     width: int
     num_heads: int
@@ -78,6 +82,7 @@ class Attention:
     qkv_bias: bool = False
     out_bias: bool = False
     fused_qkv: bool = False
+    rotary: bool = True
     head_norm: Norm | None = None
     window: int | None = None
 
@@ -117,15 +122,15 @@ class Attention:
 class FeedForward:
     """A feed-forward part, or `num_copies` experts of which `num_active` see a token.
 
-    `gated` adds a third matrix whose activated output multiplies the second's. `keeps_input` says whether the
-    activation function needs its own input for backward (gelu and silu do; relu gets by with its output).
+    `gated` adds a third matrix whose activated output multiplies the second's. `activation` names the
+    activation function the way transformers does.
     """
 
     width: int
     inner_width: int
     gated: bool = True
     bias: bool = False
-    keeps_input: bool = True
+    activation: str = "silu"
     num_copies: int = 1
     num_active: int = 1
 
@@ -217,6 +222,7 @@ class Architecture:
     blocks: tuple[Block, ...]
     final_norm: Norm | None
     tied: bool
+    embedding_dropout: bool = False
 
     @property
     def embedding_params(self) -> int:

@@ -150,6 +150,7 @@ def _gpt2(keys: ConfigKeys) -> Architecture:
             qkv_bias=True,
             out_bias=True,
             fused_qkv=True,
+            rotary=False,
         ),
         feed_forward=_plain_feed_forward(
             keys, width, keys.optional_count("n_inner", None) or 4 * width, "gelu_new"
@@ -166,6 +167,7 @@ def _gpt2(keys: ConfigKeys) -> Architecture:
         blocks=(block,) * keys.count(keys.first_present("n_layer", "num_hidden_layers"), 12),
         final_norm=norm,
         tied=keys.flag("tie_word_embeddings", True),
+        embedding_dropout=keys.rate("embd_pdrop", 0.1) > 0,
     )
 
 
@@ -199,6 +201,7 @@ def _gpt_neox(keys: ConfigKeys) -> Architecture:
         blocks=(block,) * keys.count("num_hidden_layers", 44),
         final_norm=norm,
         tied=keys.flag("tie_word_embeddings", False),
+        embedding_dropout=block.residual_dropout,
     )
 
 
@@ -222,6 +225,7 @@ def _opt(keys: ConfigKeys) -> Architecture:
             head_width=keys.head_width(width, num_heads),
             qkv_bias=bias,
             out_bias=bias,
+            rotary=False,
         ),
         feed_forward=replace(feed_forward, bias=bias),
         residual_dropout=keys.rate("dropout", 0.1) > 0,
@@ -245,9 +249,7 @@ def _plain_feed_forward(
 ) -> FeedForward:
     """Two matrices with biases; `default` is the family's activation function."""
     name = keys.text(key or keys.first_present("activation_function", "hidden_act"), default)
-    return FeedForward(
-        width=width, inner_width=inner_width, gated=False, bias=True, keeps_input=name != "relu"
-    )
+    return FeedForward(width=width, inner_width=inner_width, gated=False, bias=True, activation=name)
 
 
 def _rotary(
@@ -289,6 +291,7 @@ def _rotary(
             width=width,
             inner_width=keys.count("intermediate_size", inner_width),
             bias=keys.flag("mlp_bias", False) if model_type == "llama" else False,
+            activation=keys.text("hidden_act", "silu"),
         ),
     )
     return Architecture(
@@ -322,14 +325,16 @@ def _with_mixtures(
         num_active,
         f"at most {num_experts} experts",
     )
+    activation = keys.text("hidden_act", "silu")
     experts = FeedForward(
         width=model.width,
         inner_width=keys.count("moe_intermediate_size", expert_width),
+        activation=activation,
         num_copies=num_experts,
         num_active=num_active,
     )
-    shared = FeedForward(width=model.width, inner_width=shared_width) if shared_width else None
-    mixture = Mixture(experts=experts, shared=shared)
+    shared = FeedForward(width=model.width, inner_width=shared_width, activation=activation)
+    mixture = Mixture(experts=experts, shared=shared if shared_width else None)
     step = keys.count("decoder_sparse_step", 1)
     dense_only = keys.positions("mlp_only_layers", len(model.blocks))
     blocks = tuple(

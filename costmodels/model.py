@@ -13,6 +13,7 @@ from costmodels.activations import (
     Trained,
     block_activation_bytes_per_token,
     block_flops_per_token,
+    norm_activation_bytes,
 )
 from costmodels.architecture import ALL_TARGETS, Architecture, Block, Target
 from costmodels.hf_config import read_architecture
@@ -27,20 +28,30 @@ _TENSOR_PARALLEL_MAX = 64
 
 
 def build_workload(
-    architecture: Architecture, job: Job, model_name: str, *, targets: Sequence[Target] = ALL_TARGETS
+    architecture: Architecture,
+    job: Job,
+    model_name: str,
+    *,
+    targets: Sequence[Target] = ALL_TARGETS,
+    fused_kernels: bool = False,
 ) -> Workload:
     """The layer chain of a model under a job.
 
     `targets` names the projections that get adapters when `job.adapter_rank` is above 0: any of q, k, v, o,
     gate, up and down. A family that fuses q, k and v adapts the fused matrix when any of them is named; names
     a family lacks (gate in GPT-2) are passed over.
+    `fused_kernels` says that norms and activation functions run as single kernels that keep their input
+    alone, not step by step as transformers' own modules do.
 
     Raises:
         InputError: `bad-job` (dtype, rank, sequence length or targets that the model can't be trained with).
     """
     _require_job(architecture, job, targets)
     trained = Trained(
-        dtype_bytes=job.weight_bytes_per_param, adapter_rank=job.adapter_rank, targets=tuple(targets)
+        dtype_bytes=job.weight_bytes_per_param,
+        adapter_rank=job.adapter_rank,
+        targets=tuple(targets),
+        fused_kernels=fused_kernels,
     )
     blocks = _block_layers(architecture.blocks, trained, job)
     return Workload(
@@ -87,22 +98,20 @@ def _embedding_layer(architecture: Architecture, trained: Trained) -> LayerSpec:
     b = trained.dtype_bytes
     projection = architecture.projection()
     kept = architecture.embedding_width * b if projection and trained.adapter_rank == 0 else 0
+    # A learned position table is looked up by position numbers of the same size as token numbers.
+    ids_bytes = _TOKEN_ID_BYTES * (2 if architecture.num_positions else 1)
+    dropout = architecture.width if architecture.embedding_dropout else 0
     return LayerSpec(
         kind="embedding",
         params=architecture.embedding_params,
         trainable_params=0 if trained.adapter_rank else architecture.embedding_params,
         forward_flops_per_token=float(sum(linear.flops_per_token for linear in projection)),
-        activation_bytes_per_token=float(_TOKEN_ID_BYTES + kept + _dropout_bytes(architecture)),
+        activation_bytes_per_token=float(ids_bytes + kept + dropout),
         input_bytes_per_token=float(_TOKEN_ID_BYTES),
         output_bytes_per_token=float(architecture.width * b),
         num_collectives=1,
         tensor_parallel_max=_power_of_two_divisor(architecture.vocab_size),
     )
-
-
-def _dropout_bytes(architecture: Architecture) -> int:
-    """One byte per number of the embedding's dropout mask, which families with residual dropout also have."""
-    return architecture.width if architecture.blocks[0].residual_dropout else 0
 
 
 def _block_layers(blocks: Sequence[Block], trained: Trained, job: Job) -> list[LayerSpec]:
@@ -154,7 +163,7 @@ def _head_layer(architecture: Architecture, trained: Trained) -> LayerSpec:
     b = trained.dtype_bytes
     full = trained.adapter_rank == 0
     norm, projection = architecture.final_norm, architecture.projection()
-    kept = architecture.width * b + (norm.statistics_bytes if norm is not None else 0)
+    kept = norm_activation_bytes(norm, trained) if norm is not None else architecture.width * b
     # The matrices keep their own inputs when trained; without a norm the first of them reads the layer's
     # input.
     kept += (

@@ -44,8 +44,9 @@ def test_the_head_holds_logits_in_three_copies_while_it_runs() -> None:
 def test_the_head_keeps_its_norm_output_only_when_its_matrix_is_trained() -> None:
     full = chain(model_type="llama").layers[-1]
     frozen = chain(Job(adapter_rank=4, sequence_tokens=8), model_type="llama").layers[-1]
-    assert full.activation_bytes_per_token == 2 * (2 * 4096) + 4
-    assert frozen.activation_bytes_per_token == 2 * 4096 + 4
+    # The norm keeps its input in fp32 and, trained, its normalised input; the matrix its own input.
+    assert full.activation_bytes_per_token == (4 + 2) * 4096 + 4 + 2 * 4096
+    assert frozen.activation_bytes_per_token == 4 * 4096 + 4
     assert frozen.trainable_params == 0
 
 
@@ -71,8 +72,8 @@ def test_opt_350m_projects_at_both_ends() -> None:
     assert layers[0].params == 50272 * 512 + 2050 * 1024 + 512 * 1024
     assert layers[0].forward_flops_per_token == 2 * 512 * 1024
     assert layers[-1].forward_flops_per_token == 2 * 512 * 1024 + 2 * 50272 * 512
-    # Token ids, dropout mask, looked-up vectors; the head keeps its input and what the output matrix reads.
-    assert layers[0].activation_bytes_per_token == 8 + 1024 + 2 * 512
+    # Token and position numbers, looked-up vectors; the head keeps its input and its matrix's input.
+    assert layers[0].activation_bytes_per_token == 8 + 8 + 2 * 512
     assert layers[-1].activation_bytes_per_token == 2 * 1024 + 2 * 512
 
 
