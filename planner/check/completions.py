@@ -83,7 +83,7 @@ def completions(
         if fill_min_s == np.inf:
             continue
         step_lo_s = fill_min_s + load_lo_s
-        step_hi_s = longest_fill_s(columns, load_hi_s) + 2.0 * load_hi_s
+        step_hi_s = paths.longest_fill_s + 2.0 * load_hi_s
         for low_s, high_s in _ranges(step_lo_s, max(step_hi_s, step_lo_s), STEP_RATIO):
             alpha, beta = chord(problem.tokens_per_step, low_s, high_s)
             weights = Weights(
@@ -129,15 +129,6 @@ def load_ranges(columns: ModeColumns) -> Iterator[tuple[float, float]]:
     bottom_s = float(loads_s.min())
     yield 0.0, bottom_s
     yield from _ranges(bottom_s, top_s, LOAD_RATIO)
-
-
-def longest_fill_s(columns: ModeColumns, load_hi_s: float) -> float:
-    """No chain inside the load limit takes longer to fill."""
-    busy_s = float(columns.busy_s_E[columns.load_s_E <= load_hi_s].max(initial=0.0))
-    moves_s = columns.transfer_s_STL[np.isfinite(columns.transfer_s_STL)]
-    move_s = float(moves_s[columns.formula.repeats * moves_s <= load_hi_s].max(initial=0.0))
-    num_stages = min(columns.mode.max_stages, columns.transfer_s_STL.shape[2] - 1)
-    return float(columns.formula.fill * num_stages * (busy_s + move_s))
 
 
 def _ranges(low: float, high: float, ratio: float) -> Iterator[tuple[float, float]]:

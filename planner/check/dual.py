@@ -23,7 +23,9 @@ from planner.check.relaxed import BoxPaths, Weights
 from planner.check.report import REL_TOLERANCE, Findings, Reporter
 from planner.problem import BoundaryProblem
 
-FACTOR_TOLERANCE = 1e-6
+# A factor above the derived one is true as well, only weaker: solvers may round to the safe side. One that is
+# further off was not made by these boxes and cuts.
+FACTOR_TOLERANCE = 2e-3
 
 
 @dataclass(slots=True, kw_only=True)
@@ -56,7 +58,7 @@ class DualCheck:
         return factor if len(self.findings.violations) == before else None
 
     def require_factor(self, derived: float) -> None:
-        """`proof-factor`: the stated factor is the derived one, never below it."""
+        """`proof-factor`: the stated factor is the derived one or little above it, never below it."""
         stated = self.multipliers.factor
         too_low = stated < derived * (1.0 - REL_TOLERANCE)
         if too_low or stated > derived * (1.0 + FACTOR_TOLERANCE):
@@ -130,6 +132,7 @@ class DualCheck:
             cuts,
             tokens_per_step=self.problem.tokens_per_step,
             seconds_min=above_s,
+            fill_max_s=paths.longest_fill_s,
             rho=self.multipliers.rho,
             nu=self.multipliers.nu,
         )

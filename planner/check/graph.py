@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from itertools import pairwise
 
 from planner.check.report import Findings
-from planner.plan import GraphEdge, GraphNode, Plan
+from planner.plan import GraphEdge, GraphNode, Plan, ReplicaPlan
 
 INSIDE_KINDS = frozenset({"activation", "gradient", "collective", "masked-update"})
 ENDS = {
@@ -27,20 +28,38 @@ def check_graph(plan: Plan, findings: Findings) -> None:
     _check_nodes(plan, findings)
     for i, edge in enumerate(plan.edges):
         _check_edge(edge, nodes, findings, f"graph.edges[{i}]")
-    _check_chains(plan, nodes, findings)
+    _check_chains(plan, findings)
+
+
+def _stage_ids(replica: ReplicaPlan) -> list[str]:
+    return [f"{replica.id}/{stage.index}" for stage in replica.stages]
 
 
 def _check_nodes(plan: Plan, findings: Findings) -> None:
-    stages = {b.name: sum(len(replica.stages) for replica in b.replicas) for b in plan.boundaries}
-    counts = Counter((node.kind, node.boundary) for node in plan.nodes)
-    for name, count in stages.items():
-        findings.require_same("graph", f"graph.nodes: stages of {name}", counts[("stage", name)], count)
-        findings.require_same("graph", f"graph.nodes: aggregators of {name}", counts[("aggregator", name)], 1)
-    for (kind, boundary), count in counts.items():
-        if kind == "coordinator":
-            findings.require_same("graph", "graph.nodes: coordinators", count, 1)
-        elif kind not in ("stage", "aggregator") or boundary not in stages:
-            findings.add("graph", "graph.nodes", f"{kind} in {boundary}", "stage, aggregator or coordinator")
+    """One node per stage, one aggregator per boundary, a coordinator above several boundaries."""
+    wanted = Counter(
+        (node_id, "stage", boundary.name)
+        for boundary in plan.boundaries
+        for replica in boundary.replicas
+        for node_id in _stage_ids(replica)
+    )
+    wanted.update(
+        (f"{boundary.name}/aggregator", "aggregator", boundary.name) for boundary in plan.boundaries
+    )
+    found = Counter((node.id, node.kind, node.boundary) for node in plan.nodes if node.kind != "coordinator")
+    for entry in (wanted - found) + (found - wanted):
+        findings.add("graph", "graph.nodes", f"{entry} {found[entry]} times", f"{wanted[entry]} times")
+    names = {boundary.name for boundary in plan.boundaries}
+    coordinators = [node for node in plan.nodes if node.kind == "coordinator"]
+    if len(coordinators) > 1 or (len(names) > 1 and not coordinators):
+        findings.add(
+            "graph", "graph.nodes", f"{len(coordinators)} coordinators", "one above several boundaries"
+        )
+    for node in coordinators:
+        if node.boundary in names:
+            findings.add(
+                "graph", "graph.nodes", f"coordinator inside {node.boundary}", "outside all boundaries"
+            )
 
 
 def _check_edge(edge: GraphEdge, nodes: Mapping[str, GraphNode], findings: Findings, place: str) -> None:
@@ -59,26 +78,19 @@ def _check_edge(edge: GraphEdge, nodes: Mapping[str, GraphNode], findings: Findi
         findings.add("law-1", place, f"{edge.kind} from {source.boundary} to {target.boundary}", limit)
 
 
-def _check_chains(plan: Plan, nodes: Mapping[str, GraphNode], findings: Findings) -> None:
-    """Activations run along chains, one per replica and as long as it has stages; gradients run back."""
-    pairs = {
-        kind: [(edge.source, edge.target) for edge in plan.edges if edge.kind == kind]
-        for kind in ("activation", "gradient")
-    }
-    forward = dict(pairs["activation"])
-    backward = sorted((target, source) for source, target in pairs["gradient"])
-    if len(forward) < len(pairs["activation"]) or len(set(forward.values())) < len(pairs["activation"]):
-        findings.add("graph", "graph.edges", "activations that fork or join", "one chain per replica")
-        return
-    if backward != sorted(pairs["activation"]):
-        findings.add("graph", "graph.edges", "gradients unlike activations", "each activation edge reversed")
-    lengths: Counter[tuple[str, int]] = Counter()
-    starts = {node.id for node in plan.nodes if node.kind == "stage"} - set(forward.values())
-    for start in starts:
-        length, at = 1, start
-        while at in forward:
-            length, at = length + 1, forward[at]
-        lengths[(nodes[start].boundary, length)] += 1
-    planned = Counter((b.name, len(replica.stages)) for b in plan.boundaries for replica in b.replicas)
-    if lengths != planned:
-        findings.add("graph", "graph.edges", dict(lengths), f"chains (boundary, stages): {dict(planned)}")
+def _check_chains(plan: Plan, findings: Findings) -> None:
+    """Activations run from each stage to the next one of its replica and nowhere else; gradients run back."""
+    wanted = sorted(
+        pair
+        for boundary in plan.boundaries
+        for replica in boundary.replicas
+        for pair in pairwise(_stage_ids(replica))
+    )
+    forward = sorted((edge.source, edge.target) for edge in plan.edges if edge.kind == "activation")
+    backward = sorted((edge.target, edge.source) for edge in plan.edges if edge.kind == "gradient")
+    if forward != wanted:
+        findings.add(
+            "graph", "graph.edges", "activations unlike stages", "one edge from each stage to its next"
+        )
+    if backward != wanted:
+        findings.add("graph", "graph.edges", "gradients unlike stages", "each activation edge reversed")

@@ -48,6 +48,15 @@ class BoxPaths:
         )
         self._closed_STL = ~np.isfinite(columns.transfer_s_STL) | (allowed_STL > upto_s)
 
+    @property
+    def longest_fill_s(self) -> float:
+        """No path takes longer to fill: so many stages and links, each as slow as the slowest allowed."""
+        columns = self._columns
+        moves_s = columns.transfer_s_STL[~self._closed_STL]
+        slowest_s = float(self._busy_s_E.max(initial=0.0)) + float(moves_s.max(initial=0.0))
+        num_stages = min(columns.mode.max_stages, self._num_layers)
+        return float(columns.formula.fill * num_stages * slowest_s)
+
     def least(self, weights: Weights) -> float:
         """Smallest charge of any path; infinite when there is no path at all.
 

@@ -268,11 +268,11 @@ def graph_of(boundaries: Sequence[BoundaryPlan]) -> tuple[tuple[GraphNode, ...],
     nodes = [GraphNode(id="coordinator", kind="coordinator", boundary="global")]
     edges: list[GraphEdge] = []
     for boundary in boundaries:
-        hub = f"{boundary.name}-aggregator"
+        hub = f"{boundary.name}/aggregator"
         nodes.append(GraphNode(id=hub, kind="aggregator", boundary=boundary.name))
         edges.append(GraphEdge(source=hub, target="coordinator", kind="aggregate-delta", crossing=True))
         for replica in boundary.replicas:
-            names = [f"{replica.id}-s{stage.index}" for stage in replica.stages]
+            names = [f"{replica.id}/{stage.index}" for stage in replica.stages]
             nodes += [GraphNode(id=name, kind="stage", boundary=boundary.name) for name in names]
             edges.append(GraphEdge(source=names[0], target=hub, kind="masked-update", crossing=False))
             for a, b in pairwise(names):

@@ -206,7 +206,7 @@ def test_boundaries_add_up_and_stay_apart(seed: int) -> None:
     assert "frame" in rules(judged(replace(plan, boundaries=(first, second)), problem, seed))
     assert "frame" in rules(judged(replace(plan, boundaries=(first, second, second)), problem, seed))
     edges = tuple(
-        replace(e, target="north-aggregator" if e.target != "north-aggregator" else "south-aggregator")
+        replace(e, target="north/aggregator" if e.target != "north/aggregator" else "south/aggregator")
         if e.kind == "masked-update"
         else e
         for e in plan.edges

@@ -70,7 +70,10 @@ def slow_least(problem: BoundaryProblem, mode: Mode, upto_s: float, weights: Wei
 )
 def test_relaxed_paths_are_the_cheapest_ones(seed: int, condition: Condition) -> None:
     rng = random.Random(seed)
-    problem = micro_case(seed, condition).problem()
+    case = micro_case(seed, condition)
+    # Links slow enough for a box to shut them out.
+    links = tuple(replace(link, bytes_per_s=link.bytes_per_s / 100.0) for link in case.fleet.links)
+    problem = replace(case, fleet=replace(case.fleet, links=links)).problem()
     source = ColumnSource(problem)
     for mode in problem.modes:
         for _ in range(3):
@@ -97,7 +100,9 @@ def test_the_hull_bounds_every_point_and_is_attained(seed: int) -> None:
     ]
     cuts.append(Cut(w_weight=1.0, c_weight=0.0, least=rng.uniform(0.0, 1.0)))
     seconds_min, rho, nu = rng.uniform(0.01, 2.0), rng.choice((0.05, 1.0)), rng.choice((0.0, 3.0))
-    found = largest_ratio(cuts, tokens_per_step=10.0, seconds_min=seconds_min, rho=rho, nu=nu)
+    found = largest_ratio(
+        cuts, tokens_per_step=10.0, seconds_min=seconds_min, fill_max_s=math.inf, rho=rho, nu=nu
+    )
     best = 0.0
     w_low = max(0.0, cuts[-1].least)
     for i in range(40_001):
@@ -109,10 +114,18 @@ def test_the_hull_bounds_every_point_and_is_attained(seed: int) -> None:
 
 
 def test_no_cuts_prove_nothing_without_a_price_per_replica() -> None:
-    assert largest_ratio([], tokens_per_step=1.0, seconds_min=1.0, rho=0.0, nu=0.0) == math.inf
-    assert largest_ratio([], tokens_per_step=1.0, seconds_min=2.0, rho=0.5, nu=0.0) == 1.0
+    assert (
+        largest_ratio([], tokens_per_step=1.0, seconds_min=1.0, fill_max_s=math.inf, rho=0.0, nu=0.0)
+        == math.inf
+    )
+    assert (
+        largest_ratio([], tokens_per_step=1.0, seconds_min=2.0, fill_max_s=math.inf, rho=0.5, nu=0.0) == 1.0
+    )
     steep = [Cut(w_weight=1.0, c_weight=0.0, least=2.0), Cut(w_weight=0.0, c_weight=1.0, least=4.0)]
-    assert largest_ratio(steep, tokens_per_step=8.0, seconds_min=0.0, rho=0.0, nu=0.0) == 1.0
+    assert (
+        largest_ratio(steep, tokens_per_step=8.0, seconds_min=0.0, fill_max_s=math.inf, rho=0.0, nu=0.0)
+        == 1.0
+    )
 
 
 def derive(problem: BoundaryProblem, rng: random.Random) -> tuple[float, float] | None:
@@ -199,11 +212,21 @@ def test_no_set_of_replicas_passes_the_rate_bound(condition: Condition) -> None:
             assert bound >= best[0] * (1 - 1e-9)
 
 
+def test_a_cut_that_nearly_ignores_time_needs_the_longest_fill() -> None:
+    cuts = [Cut(w_weight=1e-14, c_weight=1.0, least=2.0)]
+    found = [
+        largest_ratio(cuts, tokens_per_step=6.0, seconds_min=3.0, fill_max_s=most_s, rho=0.0, nu=0.0)
+        for most_s in (10.0, math.inf)
+    ]
+    assert found[0] == pytest.approx(1.0)
+    assert found[1] == math.inf
+
+
 def test_pairs_of_cuts_cross_where_the_hull_says() -> None:
     cuts = [Cut(w_weight=1.0, c_weight=1.0, least=4.0), Cut(w_weight=3.0, c_weight=1.0, least=6.0)]
     corners = [(0.0, 6.0), (1.0, 3.0), (4.0, 0.0)]
     expected = max(10.0 / (w + 1.0) / (c + 1.0) for w, c in corners)
-    assert largest_ratio(cuts, tokens_per_step=10.0, seconds_min=1.0, rho=1.0, nu=0.0) == pytest.approx(
-        expected
-    )
+    assert largest_ratio(
+        cuts, tokens_per_step=10.0, seconds_min=1.0, fill_max_s=math.inf, rho=1.0, nu=0.0
+    ) == pytest.approx(expected)
     assert all(a[0] < b[0] for a, b in pairwise(corners))
