@@ -8,6 +8,7 @@ from typing import Any
 
 from planner.canonical import Inputs, input_documents
 from planner.certificate import build_certificate
+from planner.failover import build_failover
 from planner.graph import build_graph
 from planner.heads import aggregator_hosts, stage_head
 from planner.objective import Replica
@@ -87,7 +88,7 @@ def boundary_plan(
         replicas=planned,
         excluded=excluded_devices(problem.fleet, boundary, problem.policy.spares, running, dedicated),
     )
-    return plan
+    return build_failover(problem, boundary, plan) if failover else plan
 
 
 def _replica_plan(
