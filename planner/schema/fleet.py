@@ -146,7 +146,8 @@ class FleetShape(Shape):
         list[Annotated[BoundaryShape, BeforeValidator(_named, json_schema_input_type=str | BoundaryShape)]],
         Field(min_length=1),
     ]
-    sites: Annotated[list[SiteShape], Field(min_length=1)]
+    # `wan` defaults are written out for every pair of sites, in the plan too.
+    sites: Annotated[list[SiteShape], Field(min_length=1, max_length=256)]
     hosts: Annotated[list[HostShape], Field(min_length=1)]
     links: list[LinkShape] = Field(default_factory=list)
     wan: WanShape = WanShape()

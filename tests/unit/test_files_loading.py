@@ -89,6 +89,20 @@ def test_wan_defaults_fill_every_pair_that_is_not_listed(tmp_path: Path) -> None
     assert len(fleet.links) == 3 * 2
 
 
+def test_fleets_beyond_what_can_be_planned_are_refused(tmp_path: Path) -> None:
+    text = (GOOD / "fleet.yaml").read_text(encoding="utf-8")
+    crowd = written(
+        tmp_path, "crowd.yaml", text.replace("gpu-[01-02]", "gpu-[1-16384]").replace("4 x", "8 x")
+    )
+    with pytest.raises(InputError, match="1 fault") as caught:
+        load_fleet(crowd)
+    assert caught.value.faults[0].limit == "at most 65,536 devices in a fleet"
+    sites = "".join(f"  - {{name: s{i}, boundary: north, fabric: 1 Gbit/s}}\n" for i in range(300))
+    with pytest.raises(InputError) as caught:
+        load_fleet(written(tmp_path, "sites.yaml", text.replace("sites:\n", "sites:\n" + sites)))
+    assert caught.value.faults[0].limit == "at most 256"
+
+
 def test_json_is_read_by_the_same_road(tmp_path: Path) -> None:
     import json
 
