@@ -22,9 +22,9 @@ from planner.problem import BoundaryProblem, Mode, Template
 from planner.solve.result import BoundaryResult, Limits
 from planner.solve.units import RowSlack, best_choice, better, rule_result
 
-STAGES_MAX = 8
+STAGES_MAX = 6
 TEMPLATES_MAX = 48
-STAGE_OPTIONS_MAX = 3000
+STAGE_OPTIONS_MAX = 1200
 TICKS = 20_000
 """Integer time units in the largest single stage."""
 
@@ -96,7 +96,7 @@ def _side_by_side(
 
 
 def build_kit(problem: BoundaryProblem, mode: Mode) -> Kit | None:
-    """Clusters of one class, per size the strategy that holds most and is fastest, on a grid of cut points."""
+    """Clusters of one class, per size the strategy that holds most and is fastest, on a cut grid."""
     depth = min(mode.max_stages, problem.num_layers, STAGES_MAX)
     single = [t for t in (problem.templates[i] for i in mode.templates) if len(t.parts) == 1]
     sizes = {(t.parts[0].class_i, len(t.cluster.devices)) for t in single}
@@ -134,7 +134,7 @@ def build_kit(problem: BoundaryProblem, mode: Mode) -> Kit | None:
 
 
 def cut_grid(problem: BoundaryProblem, num_points: int) -> list[int]:
-    """Both ends, the layers next to them, changes of the required tier, and equal shares of the work between."""
+    """Both ends, the layers next to them, changes of the required tier, and equal shares of work between."""
     num_layers, tiers = problem.num_layers, problem.tier_required
     points = {0, num_layers}
     points |= {b for b in range(1, num_layers) if tiers[b] != tiers[b - 1]}
@@ -206,7 +206,9 @@ def find_replica(
     solver = cp_model.CpSolver()
     solver.parameters.num_workers = 1
     solver.parameters.random_seed = limits.seed
-    solver.parameters.max_deterministic_time = 2.0
+    solver.parameters.max_deterministic_time = 3.0
+    # Probing alone can use up the time before a first plan is found.
+    solver.parameters.cp_model_probing_level = 0
     if not limits.deterministic:
         solver.parameters.max_time_in_seconds = max(0.5, limits.deadline_s / 8.0)
     status = solver.solve(model.model)
@@ -216,7 +218,7 @@ def find_replica(
 
 
 class CutPointModel:
-    """Binaries `x[s]`: which option stage s runs; equal borders join neighbours, which makes the cut points."""
+    """Binaries `x[s]`: the option stage s runs; equal borders join neighbours and make the cut points."""
 
     def __init__(self, problem: BoundaryProblem, kit: Kit, able: list[Option]) -> None:
         from ortools.sat.python import cp_model
