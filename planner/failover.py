@@ -256,7 +256,7 @@ class _Planner:
         ]
 
     def _realised(self, case: _Case, mode: Mode, stages: Sequence[SeatedStage]) -> ReplicaPlan | None:
-        """The chain with all figures; None when it doesn't fit, or is dearer than the price ceiling allows."""
+        """The chain with all figures; None when it doesn't fit, or is dearer than the ceiling allows."""
         if self.usd_spare is not None:
             price = {d: self.fleet.device_by_id[d].usd_per_hour for s in stages for d in s.devices}
             before = usd_per_hour(self.problem, [case.replica])
