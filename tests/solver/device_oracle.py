@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from itertools import combinations
 from math import inf
 
-from micro_fleets import MicroCase
-
 from costmodels.fleet import Device, Link
 from costmodels.interface import Cluster, Strategy
 from planner.problem import ObjectiveKind
 from policies.policy import SpareKind
+from solver.micro_fleets import MicroCase
 
 Label = tuple[float, float, float]
 

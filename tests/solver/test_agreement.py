@@ -11,14 +11,13 @@ from collections.abc import Callable
 from functools import cache, partial
 
 import pytest
-from device_oracle import DeviceOracle
-from micro_fleets import CONDITIONS, MicroCase, micro_case
 
-from planner.objective import price_replica
 from planner.problem import BoundaryProblem, ObjectiveKind
 from planner.solve import bruteforce, cpsat, greedy, milp, pulp_cbc
 from planner.solve.result import BoundaryResult, Limits, Status
-from planner.solve.small_master import objective_value
+from solver.device_oracle import DeviceOracle
+from solver.micro_fleets import CONDITIONS, MicroCase, micro_case
+from solver.plan_checks import check_plan
 
 SWEEP = int(os.environ.get("ECHELON_SWEEP", "1"))
 REL = 1e-6
@@ -58,34 +57,6 @@ def _batch(batch_i: int, size: int, num_devices: int | None = None) -> list[tupl
         condition_i = (seed + seed // len(CONDITIONS)) % len(CONDITIONS)
         cases.append(_case(seed, condition_i, seed % 3 != 0, num_devices))
     return cases
-
-
-def check_plan(case: MicroCase, problem: BoundaryProblem, result: BoundaryResult) -> None:
-    """The plan of a result is real: priced anew, within every row and count, and worth what it says."""
-    used = dict.fromkeys(range(len(problem.classes)), 0)
-    for replica in result.replicas:
-        assert price_replica(problem, problem.modes[replica.mode_i], replica.stages) == replica
-        assert [s.start for s in replica.stages] == [0, *(s.stop for s in replica.stages[:-1])]
-        assert replica.stages[-1].stop == problem.num_layers
-        assert len(replica.stages) <= problem.modes[replica.mode_i].max_stages
-        for stage in replica.stages:
-            assert stage.template_i in problem.modes[replica.mode_i].templates
-            required = max(problem.tier_required[stage.start : stage.stop])
-            assert problem.templates[stage.template_i].tier_i >= required
-        for class_i, count in replica.usage:
-            used[class_i] += count
-    for row in problem.rows:
-        taken = sum(weight * used[class_i] for class_i, weight in row.coefficients)
-        assert taken <= row.limit * (1 + 1e-8) + 1e-8, (case.label, row.name)
-    assert len(result.replicas) >= problem.replicas_min
-    assert problem.replicas_max is None or len(result.replicas) <= problem.replicas_max
-    assert result.value == pytest.approx(objective_value(problem, result.replicas), rel=1e-9)
-    if case.objective.tokens_per_s_min is not None:
-        speeds = [r.tokens_per_s for r in result.replicas]
-        slowest = min(speeds)
-        ratio = problem.speed_ratio_max
-        counted = sum(s if ratio is None else min(s, ratio * slowest) for s in speeds)
-        assert counted >= case.objective.tokens_per_s_min * (1 - 1e-8)
 
 
 def check_against(name: str, case: MicroCase, optimum: float | None, result: BoundaryResult) -> None:
