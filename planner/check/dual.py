@@ -4,8 +4,8 @@ For every mode the load y of a replica (what its busiest stage or link takes per
 one of the boxes (y_lo, y_hi]. Step time is at least w + y, with w the fill time, so a replica in the box is
 no better than (W / (w + y_lo) + nu) / (c + rho) per unit of price, c being the price of its devices. Each cut
 a w + b c >= v, with v found here over all paths that stay inside the box, narrows what (w, c) can be. Charges
-per visit of a site, lambda_c (devices of class c used during the visit - devices there are), are never
-positive for a real replica, so v stays valid with them. docs/certificate.md has the whole argument.
+lambda_c (devices of class c used - devices there are), per visit of the class's site or once per path, are
+never positive for a real replica, so v stays valid with them. docs/certificate.md has the whole argument.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from planner.check.columns import ColumnSource, ModeColumns
+from planner.check.columns import ColumnSource, FloatArray, ModeColumns
 from planner.check.hull import Cut, largest_ratio
 from planner.check.multipliers import Multipliers, figure
 from planner.check.relaxed import BoxPaths, Weights
@@ -111,20 +111,18 @@ class DualCheck:
         price_J = columns.usage_JC @ self.multipliers.price_C
         available_C = np.array([c.num_devices for c in self.problem.classes], dtype=np.float64)
         cuts: list[Cut] = []
-        for stated in weights or ({"w": 1.0, "c": 0.0, "visit": {}},):
-            visit_C = np.zeros(len(available_C))
-            for class_i, charge in stated["visit"].items():
-                visit_C[class_i] = charge
+        for stated in weights or ({"w": 1.0, "c": 0.0, "visit": {}, "once": {}},):
+            visit_C, once_C = (_by_class(stated[key], len(available_C)) for key in ("visit", "once"))
             start_S = np.zeros(len(self.problem.site_ids))
             np.subtract.at(start_S, columns.site_C, visit_C * available_C)
             charged = Weights(
                 seconds=stated["w"],
-                price_J=stated["c"] * price_J + columns.usage_JC @ visit_C,
+                price_J=stated["c"] * price_J + columns.usage_JC @ (visit_C + once_C),
                 start_S=start_S,
             )
-            least = paths.least(charged)
+            least = paths.least(charged) - float(once_C @ available_C)
             self.num_paths += 1
-            margin = REL_TOLERANCE * float(visit_C @ available_C)
+            margin = REL_TOLERANCE * float((visit_C + once_C) @ available_C)
             if least == float("inf") or (stated["w"] == stated["c"] == 0.0 and least > margin):
                 return 0.0
             cuts.append(Cut(w_weight=stated["w"], c_weight=stated["c"], least=least))
@@ -142,26 +140,35 @@ class DualCheck:
         for i, cut in enumerate(cuts):
             cut = cut if isinstance(cut, Mapping) else {}
             weights = {key: figure(cut.get(key)) for key in ("w", "c")}
-            visit = _read_visit(cut.get("visit", {}), len(self.problem.classes))
-            if None in weights.values() or visit is None:
+            charges = {
+                key: _read_charges(cut.get(key, {}), len(self.problem.classes)) for key in ("visit", "once")
+            }
+            if None in (*weights.values(), *charges.values()):
                 limit = "weights w, c >= 0 and a charge >= 0 per class"
                 self.findings.add("proof-multipliers", f"{place}[{i}]", dict(cut), limit)
                 return None
-            read.append({**weights, "visit": visit})
+            read.append({**weights, **charges})
         return read
 
 
-def _read_visit(value: object, num_classes: int) -> dict[int, float] | None:
+def _by_class(charges: Mapping[int, float], num_classes: int) -> FloatArray:
+    charge_C = np.zeros(num_classes)
+    for class_i, charge in charges.items():
+        charge_C[class_i] = charge
+    return charge_C
+
+
+def _read_charges(value: object, num_classes: int) -> dict[int, float] | None:
     if not isinstance(value, Mapping):
         return None
-    visit: dict[int, float] = {}
+    charges: dict[int, float] = {}
     for name, charge in value.items():
         number = figure(charge)
         known = isinstance(name, str) and name.isascii() and name.isdigit() and str(int(name)) == name
         if number is None or not known or int(name) >= num_classes:
             return None
-        visit[int(name)] = number
-    return visit
+        charges[int(name)] = number
+    return charges
 
 
 def _list(value: object) -> Sequence[Any]:

@@ -21,6 +21,7 @@ from planner.plan import SCHEMA, Plan
 from planner.problem import Problem
 
 QUICK_SCOPE = "feasibility and value re-derived; the stated bound was NOT, only compared with the rate bound"
+UNBOUNDED_SCOPE = "feasibility and value re-derived; no bound is claimed"
 BROKEN_SCOPE = "feasibility re-derived; value and bound were not, because the plan doesn't hold together"
 
 
@@ -63,6 +64,8 @@ def check_against(
         return _answer(findings, value, bound, excess_of(problem, value, bound), QUICK_SCOPE)
     bound, notes = check_bound(plan, problem, derived, findings, report)
     excess_frac = None if bound is None else excess_of(problem, value, bound)
+    if bound is None and plan.certificate.bound is None and notes:
+        return _answer(findings, value, None, None, f"{UNBOUNDED_SCOPE} ({'; '.join(notes)})")
     covered = "the default candidate list" if rule is None else "the candidate list of the plan's own rule"
     scope = f"feasibility, value and bound re-derived over {covered} ({'; '.join(notes) or 'no proof held'})"
     return _answer(findings, value, bound, excess_frac, scope)

@@ -321,8 +321,22 @@ def make_plan(
     )
 
 
-def random_boxes(rng: random.Random, problem: BoundaryProblem) -> list[dict[str, Any]]:
-    """Boxes and cuts at random: any of them make a true proof, of whatever strength."""
+def charges(rng: random.Random, problem: BoundaryProblem) -> dict[str, float]:
+    """Usage charges at random on some classes, small beside the prices."""
+    num_classes = len(problem.classes)
+    return {
+        str(c): rng.uniform(0.0, 0.3) for c in rng.sample(range(num_classes), rng.randint(0, num_classes))
+    }
+
+
+def random_boxes(
+    rng: random.Random, problem: BoundaryProblem, *, charged: bool = False
+) -> list[dict[str, Any]]:
+    """Boxes and cuts at random: any of them make a true proof, of whatever strength.
+
+    With `charged` often nothing but a cut with usage charges bounds the price, so that these have to be
+    right.
+    """
     modes = []
     for mode in problem.modes:
         edges = sorted({round(rng.uniform(0.01, 30.0), 3) for _ in range(rng.randint(0, 3))})
@@ -331,20 +345,13 @@ def random_boxes(rng: random.Random, problem: BoundaryProblem) -> list[dict[str,
             edges = [1e-6, *edges]
         boxes = []
         for upto in (*edges, None):
-            cuts: list[dict[str, Any]] = [
-                {"w": 0.0, "c": 1.0, "visit": {}},
-                {"w": 1.0, "c": 0.0, "visit": {}},
-            ]
+            price_cut: dict[str, Any] = {"w": 0.0, "c": 1.0, "visit": {}, "once": {}}
+            if charged and rng.random() < 0.7:
+                price_cut |= {"visit": charges(rng, problem), "once": charges(rng, problem)}
+            cuts: list[dict[str, Any]] = [price_cut, {"w": 1.0, "c": 0.0, "visit": {}}]
             for _ in range(rng.randint(0, 2)):
-                charged = rng.sample(range(len(problem.classes)), rng.randint(0, len(problem.classes)))
-                visit = {str(c): rng.uniform(0.0, 2.0) for c in charged}
-                cuts.append(
-                    {
-                        "w": rng.uniform(0.0, 3.0),
-                        "c": rng.choice((0.0, rng.uniform(0.1, 2.0))),
-                        "visit": visit,
-                    }
-                )
+                weights = {"w": rng.uniform(0.0, 3.0), "c": rng.choice((0.0, rng.uniform(0.1, 2.0)))}
+                cuts.append({**weights, "visit": charges(rng, problem), "once": charges(rng, problem)})
             boxes.append({"upto_s": upto, "cuts": cuts})
         modes.append({"mode": mode.mode_i, "boxes": boxes})
     return modes

@@ -164,6 +164,15 @@ def test_a_shared_ceiling_or_target_never_passes_the_bound(seed: int) -> None:
     assert total <= cheapest * (1 + 1e-9)
 
 
+def test_a_shared_target_is_bought_where_it_is_cheapest() -> None:
+    problem, _ = joint_problem(1, Objective(kind=ObjectiveKind.PRICE, tokens_per_s_min=100.0))
+    runs = [
+        Proven(kind="dual", bound=0.0, usd_per_rate=rate, deduction=deduction)
+        for rate, deduction in ((0.3, 1.0), (0.1, 2.0), (0.2, 0.0))
+    ]
+    assert total_bound(problem, runs) == pytest.approx(100.0 * 0.1 - 3.0)
+
+
 def joint_plan(seed: int) -> tuple[Problem, Plan]:
     problem, inputs = joint_problem(seed, Objective())
     best = [best_set(b) for b in problem.boundaries]

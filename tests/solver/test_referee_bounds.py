@@ -73,7 +73,8 @@ def test_relaxed_paths_are_the_cheapest_ones(seed: int, condition: Condition) ->
     case = micro_case(seed, condition)
     # Links slow enough for a box to shut them out.
     links = tuple(replace(link, bytes_per_s=link.bytes_per_s / 100.0) for link in case.fleet.links)
-    problem = replace(case, fleet=replace(case.fleet, links=links)).problem()
+    sites = tuple(replace(s, fabric_bytes_per_s=s.fabric_bytes_per_s / 1000.0) for s in case.fleet.sites)
+    problem = replace(case, fleet=replace(case.fleet, links=links, sites=sites)).problem()
     source = ColumnSource(problem)
     for mode in problem.modes:
         for _ in range(3):
@@ -137,7 +138,7 @@ def derive(problem: BoundaryProblem, rng: random.Random) -> tuple[float, float] 
         "rho": 0.0 if problem.replicas_max is None else rng.choice((0.0, rng.uniform(0.0, 5.0))),
         "nu": rng.choice((0.0, rng.uniform(0.0, 50.0))) if free else 0.0,
         "factor": 1.0,
-        "modes": random_boxes(rng, problem),
+        "modes": random_boxes(rng, problem, charged=True),
     }
     findings = Findings()
     multipliers = read_multipliers(problem, proof, findings, "proof", coupled=False)

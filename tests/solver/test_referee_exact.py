@@ -6,8 +6,12 @@ import random
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
+from planner.check.chains import Labels
+from planner.check.closure import undominated
+from planner.check.completions import chord
 from planner.check.multipliers import read_multipliers
 from planner.check.proofs import ProofCheck, Proven
 from planner.check.report import Findings
@@ -125,3 +129,42 @@ def test_a_threshold_confirms_the_quickest_bottleneck_and_nothing_else(seed: int
 def test_a_threshold_is_for_one_replica_in_steady_state() -> None:
     problem = micro_case(3, Condition()).problem()
     assert judge(problem, {"kind": "threshold"}, 1.0)[1] == {"proof-kind"}
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_chord_lies_above_the_speed_and_meets_it_at_both_ends(seed: int) -> None:
+    rng = random.Random(seed)
+    low_s = rng.uniform(0.1, 5.0)
+    high_s = low_s * rng.uniform(1.0, 3.0)
+    alpha, beta = chord(7.0, low_s, high_s)
+    assert alpha - beta * low_s == pytest.approx(7.0 / low_s)
+    assert alpha - beta * high_s == pytest.approx(7.0 / high_s)
+    for i in range(21):
+        step_s = low_s + (high_s - low_s) * i / 20
+        assert 7.0 / step_s <= (alpha - beta * step_s) * (1 + 1e-12)
+    assert chord(7.0, 0.0, 1.0) == (float("inf"), 0.0)
+
+
+def test_a_label_is_dropped_only_for_one_that_is_never_slower() -> None:
+    problem = micro_case(3, Condition()).problem()
+
+    def labels(*seconds: tuple[float, float, float]) -> Labels:
+        fill_s, peak_s, sync_s = np.array(seconds).T
+        zeros = np.zeros(len(seconds), dtype=np.int64)
+        return Labels(
+            start_N=zeros + 1,
+            site_N=zeros,
+            wide_N=zeros,
+            usage_NC=np.zeros((len(seconds), len(problem.classes)), dtype=np.int64),
+            fill_s_N=fill_s,
+            peak_s_N=peak_s,
+            load_s_N=peak_s,
+            sync_s_N=sync_s,
+        )
+
+    quick = (1.0, 2.0, 0.5)
+    assert undominated(problem, labels(quick, (1.0, 2.0, 0.5))).tolist() == [0]
+    assert undominated(problem, labels((2.0, 3.0, 1.0), quick)).tolist() == [1]
+    # Slower now, but with a lower peak, sync or fill it may be the quicker one behind a slow front.
+    for other in ((1.0, 1.5, 1.2), (1.0, 3.0, 0.2), (0.5, 4.0, 0.5)):
+        assert sorted(undominated(problem, labels(quick, other)).tolist()) == [0, 1], other
