@@ -28,12 +28,12 @@ class Duals:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cut:
-    """`time_weight * w + price_weight * c >= value` for every real path; `visit_C` are its visit multipliers."""
+    """`time_weight * w + price_weight * c >= value` for every real path; `usage_2C` are its usage multipliers."""
 
     time_weight: float
     price_weight: float
     value: float
-    visit_C: FloatArray | None
+    usage_2C: FloatArray | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +54,7 @@ class Box:
     upto_s: float
     fill_cut: Cut | None = None
     theta: float | None = None
-    visit_C: FloatArray | None = None
+    usage_2C: FloatArray | None = None
     worth: float = inf
     cuts: list[Cut] = field(default_factory=list)
 

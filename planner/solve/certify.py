@@ -68,9 +68,9 @@ class _Search:
         return self._split(box)
 
     def _cut(self, box: Box, theta: float) -> tuple[Cut, Priced]:
-        priced = self.pricer.run(box, self.duals, theta, 1.0, box.visit_C)
+        priced = self.pricer.run(box, self.duals, theta, 1.0, box.usage_2C)
         self._keep(priced.columns)
-        cut = Cut(time_weight=theta, price_weight=1.0, value=priced.value, visit_C=box.visit_C)
+        cut = Cut(time_weight=theta, price_weight=1.0, value=priced.value, usage_2C=box.usage_2C)
         box.cuts.append(cut)
         return cut, priced
 
@@ -104,7 +104,7 @@ class _Search:
         halves = []
         for low, upto in ((box.from_s, middle), (middle, box.upto_s)):
             half = self.pricer.new_box(box.table_i, low, upto)
-            half.theta, half.visit_C = box.theta, box.visit_C
+            half.theta, half.usage_2C = box.theta, box.usage_2C
             half.cuts = [self.pricer.fill_cut(half)]
             halves.append(half)
         return halves
@@ -130,7 +130,7 @@ def certify(
     count = 0
     for box in pricer.boxes:
         box.cuts = [pricer.fill_cut(box)]
-        box.visit_C = None
+        box.usage_2C = None
         heapq.heappush(heap, (-search.vertex(box).worth, count, box))
         count += 1
     complete = False

@@ -8,21 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, sqrt
 
 import numpy as np
 
 from planner.problem import BoundaryProblem, ObjectiveKind
-from planner.solve.boxes import Duals, box_edges
-from planner.solve.columns import Column, Shape
-from planner.solve.labels import BandSearch, Budget, LabelLimitError, SlackRule, StartIndex, band_of
+from planner.solve.boxes import Duals
+from planner.solve.columns import Column, Shape, column_of
+from planner.solve.labels import Band, BandSearch, Budget, LabelLimitError, SlackRule, StartIndex, band_of
 from planner.solve.packing import Packing, better, pack
-from planner.solve.pathdp import BoxView, build_view, least_load, run_path_dp
-from planner.solve.tables import ModeTables
+from planner.solve.pathdp import BoxView, PathDp, best_starts, least_load, run_path_dp
+from planner.solve.pricing import Pricer
+from planner.solve.tables import FloatArray, ModeTables
 
-LOAD_RATIO = 1.1
-FILL_RATIO = 1.2
+LOAD_RATIO = 1.03
+STEP_RATIO = 1.2
 FIRST_SHARE = 0.12
+TIGHTENING_STEPS = 5
+NEW_COLUMNS = 400
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,14 +47,23 @@ def slack_rule(problem: BoundaryProblem, duals: Duals, factor: float) -> SlackRu
 
 
 class Enumerator:
-    """Lists real replicas by slack."""
+    """Lists real replicas by slack. Usage multipliers found for a band serve it again in later calls."""
 
-    def __init__(self, problem: BoundaryProblem, shape: Shape, tables: tuple[ModeTables, ...]) -> None:
-        self.problem = problem
-        self.shape = shape
-        self.boxes = [
-            (from_s, StartIndex(view), view) for table in tables for from_s, view in _views(table)
-        ]
+    def __init__(self, pricer: Pricer) -> None:
+        self.pricer = pricer
+        self.problem = pricer.problem
+        self.shape = pricer.shape
+        self._roots = [_root(table) for table in pricer.tables]
+        self._least_w: dict[tuple[int, float], float] = {}
+        self._usage_2C: dict[tuple[int, int], FloatArray] = {}
+
+    def _run(self, view: BoxView, slope: float, price_C: FloatArray, usage_2C: FloatArray | None) -> PathDp:
+        rate_C, credit_S = price_C, np.zeros(self.shape.num_sites)
+        if usage_2C is not None:
+            rate_C = price_C + usage_2C.sum(axis=0)
+            credit_S = self.shape.credit_S(usage_2C[0])
+        self.pricer.num_dps += 1
+        return run_path_dp(view, slope, self.shape.usage_JC @ rate_C, credit_S)
 
     def columns(self, rule: SlackRule, slack_max: float, budget: Budget) -> list[Column]:
         """All real replicas with slack <= slack_max, less those another on the same devices beats.
@@ -68,39 +80,117 @@ class Enumerator:
         return list(best.values())
 
     def _searches(self, rule: SlackRule, slack_max: float, budget: Budget) -> Iterator[BandSearch]:
-        price_J = self.shape.usage_JC @ rule.price_C
-        free_J = np.zeros_like(price_J)
-        none_S = np.zeros(self.shape.num_sites)
+        for table_i, root in enumerate(self._roots):
+            if root is not None:
+                view = self.pricer.view_upto(table_i, root[1])
+                least_price = self._run(view, 0.0, rule.price_C, None).value
+                yield from self._box_searches(table_i, root, rule, slack_max - least_price, slack_max, budget)
+
+    def _box_searches(
+        self,
+        table_i: int,
+        box: tuple[float, float],
+        rule: SlackRule,
+        speed_slack: float,
+        slack_max: float,
+        budget: Budget,
+    ) -> Iterator[BandSearch]:
+        """Searches of one box: halved as long as it may hold something and is wide, then cut into bands.
+
+        `speed_slack` is what the speed term may leave: the slack limit less the cheapest price of any path.
+        """
+        from_s, upto_s = box
+        view = self.pricer.view_upto(table_i, upto_s)
+        fill = view.tables.formula.fill
+        if (table_i, upto_s) not in self._least_w:
+            free_C = np.zeros(self.shape.devices_C.size)
+            self._least_w[(table_i, upto_s)] = self._run(view, 1.0, free_C, None).value
+        least_w = self._least_w[(table_i, upto_s)]
+        if not isfinite(least_w):
+            return
+        low_w = least_w if fill > 0.0 else 0.0
         tokens = self.problem.tokens_per_step
-        for from_s, starts, view in self.boxes:
-            fill = view.tables.formula.fill
-            least_w = run_path_dp(view, 1.0, free_J, none_S).value
-            if not isfinite(least_w):
-                continue
-            least_price = run_path_dp(view, 0.0, price_J, none_S).value
-            low_w = least_w if fill > 0.0 else 0.0
-            while True:
-                band = band_of(rule, tokens, fill, from_s, low_w, low_w * FILL_RATIO)
-                speed_price = rule.speed_weight * tokens / (low_w + from_s)
-                if least_price + rule.constant - speed_price > slack_max:
-                    break
-                dp = run_path_dp(view, band.slope, price_J, none_S)
-                if dp.value + band.base <= slack_max:
-                    yield BandSearch(self.problem, self.shape, starts, dp, rule, band, slack_max, budget)
-                if fill <= 0.0 or low_w > 1e4 * least_w:
-                    break
-                low_w = band.high_w
+        bands: list[tuple[Band, PathDp]] = []
+        while True:
+            high_w = (low_w + from_s) * STEP_RATIO - from_s
+            band = band_of(rule, tokens, fill, from_s, low_w, high_w)
+            if rule.constant - rule.speed_weight * tokens / (low_w + from_s) > speed_slack:
+                break
+            dp = self._run(view, band.slope, rule.price_C, None)
+            if dp.value + band.base <= slack_max:
+                bands.append((band, dp))
+            if fill <= 0.0 or low_w > 1e4 * least_w:
+                break
+            low_w = high_w
+        if bands and upto_s > from_s * LOAD_RATIO:
+            middle = sqrt(from_s * upto_s)
+            yield from self._box_searches(table_i, (from_s, middle), rule, speed_slack, slack_max, budget)
+            yield from self._box_searches(table_i, (middle, upto_s), rule, speed_slack, slack_max, budget)
+            return
+        for number, (band, dp) in enumerate(bands):
+            best, usage_2C = self._tightened(view, rule, band, slack_max, dp, (table_i, number))
+            if best.value - self._once(usage_2C) + band.base <= slack_max:
+                starts = StartIndex(view)
+                yield BandSearch(
+                    self.problem, self.shape, starts, best, rule, band, slack_max, budget, usage_2C=usage_2C
+                )
+
+    def _tightened(
+        self,
+        view: BoxView,
+        rule: SlackRule,
+        band: Band,
+        slack_max: float,
+        best: PathDp,
+        key: tuple[int, int],
+    ) -> tuple[PathDp, FloatArray | None]:
+        """Completion bounds of a band, raised by usage multipliers until the band is empty or they help no more."""
+        best_value: float = best.value
+        best_2C: FloatArray | None = None
+        target = slack_max - band.base
+        dp, usage_2C = best, self._usage_2C.get(key)
+        if usage_2C is not None:
+            dp = self._run(view, band.slope, rule.price_C, usage_2C)
+        for step in range(TIGHTENING_STEPS):
+            value = dp.value - self._once(usage_2C)
+            if value > best_value:
+                best, best_value, best_2C = dp, value, usage_2C
+            if best_value > target:
+                break
+            column = column_of(self.problem, self.shape, dp, *best_starts(dp, 1, 0.0)[0])
+            shortfall = (target - value + 1e-3 * abs(target)) * (0.95**step)
+            raised_2C = self.pricer.raise_usage(usage_2C, column, shortfall)
+            if column.real or raised_2C is None:
+                break
+            usage_2C = raised_2C
+            dp = self._run(view, band.slope, rule.price_C, usage_2C)
+        if best_2C is not None:
+            self._usage_2C[key] = best_2C
+        return best, best_2C
+
+    def _once(self, usage_2C: FloatArray | None) -> float:
+        return 0.0 if usage_2C is None else float(usage_2C[1] @ self.shape.devices_C)
 
 
-def _views(tables: ModeTables) -> Iterator[tuple[float, BoxView]]:
+def _root(tables: ModeTables) -> tuple[float, float] | None:
+    """All loads a replica of this mode can have; None when it has no replica."""
     least_s = least_load(tables)
     if not isfinite(least_s):
-        return
+        return None
     hops_s = tables.formula.repeats * tables.transfer_BSS[np.isfinite(tables.transfer_BSS)]
     most_s = max(float(tables.load_E.max()), float(hops_s.max(initial=0.0)))
-    edges = box_edges(least_s, most_s, LOAD_RATIO)
-    for low, high in zip(edges, edges[1:], strict=False):
-        yield float(low), build_view(tables, high)
+    return float(np.nextafter(least_s, 0.0)), most_s * (1 + 1e-12)
+
+
+def improve(enumerator: Enumerator, rule: SlackRule, slack_max: float, budget: Budget) -> list[Column]:
+    """Real replicas with slack up to a negative limit, the most undervalued first.
+
+    Raises:
+        LabelLimitError: the budget ran out.
+    """
+    columns = enumerator.columns(rule, slack_max, budget)
+    slack_P = [float(rule.price_C @ c.usage_C) + rule.constant - rule.speed_weight * c.tokens_per_s for c in columns]
+    return [columns[int(p)] for p in np.argsort(slack_P, kind="stable")[:NEW_COLUMNS]]
 
 
 def close(

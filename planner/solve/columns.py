@@ -47,6 +47,12 @@ class Shape:
     site_C: IntArray
     num_sites: int
 
+    def credit_S(self, visit_C: FloatArray) -> FloatArray:
+        """What one visit to each site gets back: lambda_c * N_c over the site's classes."""
+        credit_S = np.zeros(self.num_sites)
+        np.add.at(credit_S, self.site_C, visit_C * self.devices_C)
+        return credit_S
+
 
 def build_shape(problem: BoundaryProblem) -> Shape:
     """Usage, capacity and price of a problem as arrays."""

@@ -14,9 +14,11 @@ from typing import Any
 
 from planner.problem import BoundaryProblem, ObjectiveKind
 from planner.solve.boxes import Duals
-from planner.solve.closure import Enumerator, close
+from planner.solve.closure import Enumerator, close, improve, slack_rule
 from planner.solve.columns import Column, Pool, Shape, build_shape, to_replica
 from planner.solve.generation import Generated, Generator, cheapest_columns
+from planner.solve.labels import Budget, LabelLimitError
+from planner.solve.master import bound_of
 from planner.solve.packing import admissible, better, fill_greedily, pack, value_of
 from planner.solve.pricing import Pricer
 from planner.solve.proof import dual_proof, multipliers
@@ -174,6 +176,8 @@ def solve_boundary(problem: BoundaryProblem, limits: Limits) -> BoundaryResult:
     generator.drop_relaxed()
     duals = generated.solution.duals
     small = sum(c.num_devices for c in problem.classes) <= SMALL_FLEET
+    if small and _close(run, generator):
+        return run.closed()
     for tolerance in TOLERANCES:
         for _ in range(3):
             generated = generator.run(duals, rounds=limits.rounds, should_stop=run.stop_after(0.55))
@@ -185,21 +189,43 @@ def solve_boundary(problem: BoundaryProblem, limits: Limits) -> BoundaryResult:
             run.prove(bound, dual_proof(problem, certified, bound), duals, f"certificate within {tolerance:.2%}")
             if run.good_enough() or run.should_stop():
                 return run.result("good-enough" if run.good_enough() else "limits")
-            if small and isfinite(bound) and _close(run, pricer, duals, certified.factor, bound):
-                return run.closed()
             if certified.complete and certified.factor <= generator.known_worth(duals) * (1 + 2 * tolerance):
                 break
     return run.result("tolerance")
 
 
-def _close(run: _Solve, pricer: Pricer, duals: Duals, factor: float, bound: float) -> bool:
-    """Exact closure from a certificate; says whether it succeeded."""
-    enumerator = Enumerator(run.problem, run.shape, pricer.tables)
+def _close(run: _Solve, generator: Generator) -> bool:
+    """Exact closure of a small fleet; says whether it succeeded.
+
+    The master is first made exact by listing every replica its multipliers undervalue, which makes them dual
+    feasible; then everything that could still improve the plan is listed and packed.
+    """
+    problem, enumerator = run.problem, Enumerator(generator.pricer)
+    budget = Budget(labels_left=LABELS_MAX, should_stop=run.should_stop)
+    try:
+        generated = generator.run(generator.master().duals, rounds=30, should_stop=run.should_stop)
+        depth = 0.1
+        while True:
+            solution = generator.master()
+            factor = generator.unit_worth(solution)
+            rule = slack_rule(problem, solution.duals, factor)
+            scale = rule.speed_weight * max(column.tokens_per_s for column in generator.pool.columns)
+            columns = improve(enumerator, rule, -depth * scale, budget)
+            generator.pool.extend(columns)
+            if not columns and depth <= 1e-9:
+                break
+            if not columns:
+                depth = 1e-9 if depth < 1e-3 else depth / 5.0
+    except LabelLimitError:
+        return False
+    run.plan(generator, Generated(solution=solution, converged=generated.converged))
+    bound = bound_of(problem, run.shape, solution.duals, factor)
+    run.prove(bound, {"kind": "none"}, solution.duals, "exact multipliers")
     closed = close(
-        run.problem,
+        problem,
         run.shape,
         enumerator,
-        duals=duals,
+        duals=solution.duals,
         factor=factor,
         bound=bound,
         incumbent=run.best.columns,
@@ -210,9 +236,11 @@ def _close(run: _Solve, pricer: Pricer, duals: Duals, factor: float, bound: floa
     if closed.packing is not None:
         run.offer(closed.packing.columns, "closure")
     if closed.proven:
-        proof = {"kind": "closure", **multipliers(run.problem, duals), "factor": factor}
-        run.best.bound, run.best.proof, run.best.duals = run.best.value, proof, duals
+        proof = {"kind": "closure", **multipliers(problem, solution.duals), "factor": factor}
+        run.best.bound, run.best.proof, run.best.duals = run.best.value, proof, solution.duals
         run.report("closed")
+    else:
+        run.best.bound, run.best.proof = None, {"kind": "none"}
     return closed.proven
 
 

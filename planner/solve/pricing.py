@@ -1,7 +1,11 @@
 """Pricing of replicas: one scalarised shortest path per load box, tightened by visit multipliers where needed.
 
-A relaxed path may use a class more often than it has devices. Visit multipliers lambda_c make that dear without making
-any real path dearer; they are raised along the violation (Polyak steps) and remembered per box.
+A relaxed path may use a class more often than it has devices. Usage multipliers make that dear without making any real
+path dearer; they are raised along the violation (Polyak steps) and remembered per box. There are two for each class:
+one charged per visit to the class's site, with N_c handed back per visit, and one charged over the whole path, with
+N_c handed back once. The first is strong where a path stays in one site, the second where it comes back.
+
+Legend: C device classes, S sites; `usage_2C` holds the visit multipliers and the once multipliers.
 """
 
 from __future__ import annotations
@@ -65,6 +69,31 @@ class Pricer:
         return Box(table_i=table_i, from_s=from_s, upto_s=upto_s)
 
     def view(self, box: Box) -> BoxView:
+        """The box's part of the tables."""
+        return self.view_upto(box.table_i, box.upto_s)
+
+    def view_upto(self, table_i: int, upto_s: float) -> BoxView:
+        """The tables up to a load, kept for the most recently used ones."""
+        key = (table_i, upto_s)
+        view = self._views.pop(key, None)
+        if view is None:
+            view = build_view(self.tables[table_i], upto_s)
+            self._view_bytes += view.num_bytes
+            while self._view_bytes > VIEW_BYTES_MAX and self._views:
+                self._view_bytes -= self._views.pop(next(iter(self._views))).num_bytes
+        self._views[key] = view
+        return view
+
+    def any_path(self) -> bool:
+        """Whether any replica exists, even in the relaxation."""
+        return any(isfinite(box.upto_s) or self.view(box).entry_E.size > 0 and self.fill_cut(box).value < inf
+                   for box in self.boxes)
+
+    def new_box(self, table_i: int, from_s: float, upto_s: float) -> Box:
+        """A box nothing is known about yet."""
+        return Box(table_i=table_i, from_s=from_s, upto_s=upto_s)
+
+    def view(self, box: Box) -> BoxView:
         """The box's part of the tables, kept for the most recently used boxes."""
         key = (box.table_i, box.upto_s)
         view = self._views.pop(key, None)
@@ -77,28 +106,30 @@ class Pricer:
         return view
 
     def run(
-        self, box: Box, duals: Duals, time_weight: float, price_weight: float, visit_C: FloatArray | None
+        self, box: Box, duals: Duals, time_weight: float, price_weight: float, usage_2C: FloatArray | None
     ) -> Priced:
         """Least relaxed cost in a box, and the best path from each of a few start sites."""
         self.num_dps += 1
         rate_C = price_weight * duals.price_C
         credit_S = np.zeros(self.shape.num_sites)
-        if visit_C is not None:
-            rate_C = rate_C + visit_C
-            np.add.at(credit_S, self.shape.site_C, visit_C * self.shape.devices_C)
+        once = 0.0
+        if usage_2C is not None:
+            rate_C = rate_C + usage_2C.sum(axis=0)
+            credit_S = self.shape.credit_S(usage_2C[0])
+            once = float(usage_2C[1] @ self.shape.devices_C)
         dp = run_path_dp(self.view(box), time_weight, self.shape.usage_JC @ rate_C, credit_S)
         if not isfinite(dp.value):
             return Priced(value=inf, columns=())
         starts = best_starts(dp, PATHS_PER_DP, PATHS_WITHIN_FRAC)
         columns = tuple(column_of(self.problem, self.shape, dp, q, s) for q, s in starts)
-        return Priced(value=dp.value, columns=columns)
+        return Priced(value=dp.value - once, columns=columns)
 
     def fill_cut(self, box: Box) -> Cut:
         """`w >= least fill time`, which no price changes; computed once per box."""
         if box.fill_cut is None:
             no_price = Duals(row_R=np.zeros(0), rho=0.0, nu=0.0, price_C=np.zeros(self.shape.devices_C.size))
             value = self.run(box, no_price, 1.0, 0.0, None).value
-            box.fill_cut = Cut(time_weight=1.0, price_weight=0.0, value=value, visit_C=None)
+            box.fill_cut = Cut(time_weight=1.0, price_weight=0.0, value=value, usage_2C=None)
         return box.fill_cut
 
     def worth(self, column: Column, duals: Duals) -> float:
@@ -106,26 +137,25 @@ class Pricer:
         price = float(duals.price_C @ column.usage_C) + duals.rho
         return inf if price <= 0.0 else (column.tokens_per_s + duals.nu) / price
 
-    def overuse_C(self, column: Column) -> FloatArray:
-        """Subgradient of the visit terms: devices used minus N_c for every visit to the class's site."""
+    def overuse_2C(self, column: Column) -> FloatArray:
+        """Subgradient of the usage terms: devices used less N_c per visit to the class's site, and less N_c once."""
         sites = [self.problem.templates[stage.template_i].site_i for stage in column.stages]
         visits_S = np.zeros(self.shape.num_sites)
         for i, site_i in enumerate(sites):
             if i == 0 or sites[i - 1] != site_i:
                 visits_S[site_i] += 1.0
-        return np.asarray(
-            column.usage_C - visits_S[self.shape.site_C] * self.shape.devices_C, dtype=np.float64
-        )
+        per_visit_C = column.usage_C - visits_S[self.shape.site_C] * self.shape.devices_C
+        return np.stack([per_visit_C, column.usage_C - self.shape.devices_C]).astype(np.float64)
 
-    def raise_visits(self, visit_C: FloatArray | None, column: Column, shortfall: float) -> FloatArray | None:
-        """One Polyak step towards lifting the relaxed value by `shortfall`; None when no class is overused per visit."""
-        slope_C = self.overuse_C(column)
-        old_C = np.zeros(slope_C.size) if visit_C is None else visit_C
-        slope_C[(old_C <= 0.0) & (slope_C < 0.0)] = 0.0
-        norm = float(slope_C @ slope_C)
+    def raise_usage(self, usage_2C: FloatArray | None, column: Column, shortfall: float) -> FloatArray | None:
+        """One Polyak step towards lifting the relaxed value by `shortfall`; None when no class is overused."""
+        slope_2C = self.overuse_2C(column)
+        old_2C = np.zeros_like(slope_2C) if usage_2C is None else usage_2C
+        slope_2C[(old_2C <= 0.0) & (slope_2C < 0.0)] = 0.0
+        norm = float((slope_2C * slope_2C).sum())
         if norm == 0.0 or shortfall <= 0.0:
             return None
-        return np.maximum(old_C + shortfall / norm * slope_C, 0.0)
+        return np.maximum(old_2C + shortfall / norm * slope_2C, 0.0)
 
     def theta(self, box: Box, worth: float) -> float:
         """A good price per second before anything is known: the tangent at the remembered or the cheapest corner."""
@@ -144,7 +174,7 @@ class Pricer:
             return []
         fills = self.tables[box.table_i].formula.fill > 0.0
         theta = self.theta(box, worth) if fills else 0.0
-        priced = self.run(box, duals, theta, 1.0, box.visit_C)
+        priced = self.run(box, duals, theta, 1.0, box.usage_2C)
         columns = list(priced.columns)
         if not columns:
             box.worth = 0.0
@@ -168,23 +198,23 @@ class Pricer:
         cuts: list[Cut] = []
         columns: list[Column] = []
         first, value, best = start.columns[0], start.value, start.value
-        visit_C = box.visit_C
+        usage_2C = box.usage_2C
         for _ in range(steps):
             step_s = box.from_s + first.fill_s
             fair_price = (self.problem.tokens_per_step / step_s + duals.nu) / worth - duals.rho
-            raised_C = self.raise_visits(visit_C, first, theta * first.fill_s + fair_price - value)
-            if raised_C is None:
+            raised_2C = self.raise_usage(usage_2C, first, theta * first.fill_s + fair_price - value)
+            if raised_2C is None:
                 break
-            visit_C = raised_C
-            priced = self.run(box, duals, theta, 1.0, visit_C)
+            usage_2C = raised_2C
+            priced = self.run(box, duals, theta, 1.0, usage_2C)
             columns += priced.columns
             first, value = priced.columns[0], priced.value
             if value > best * (1 + 1e-9) + 1e-12:
                 best = value
-                box.visit_C = visit_C
-                cuts.append(Cut(time_weight=theta, price_weight=1.0, value=value, visit_C=visit_C))
+                box.usage_2C = usage_2C
+                cuts.append(Cut(time_weight=theta, price_weight=1.0, value=value, usage_2C=usage_2C))
             if first.real:
                 break
         if not cuts:
-            box.visit_C = None
+            box.usage_2C = None
         return cuts, columns

@@ -6,8 +6,9 @@ from math import isfinite
 from typing import Any
 
 from planner.problem import BoundaryProblem
-from planner.solve.boxes import Duals
+from planner.solve.boxes import BoxProof, Cut, Duals
 from planner.solve.certify import Certified
+from planner.solve.tables import FloatArray
 
 
 def multipliers(problem: BoundaryProblem, duals: Duals) -> dict[str, Any]:
@@ -18,22 +19,10 @@ def multipliers(problem: BoundaryProblem, duals: Duals) -> dict[str, Any]:
 
 def dual_proof(problem: BoundaryProblem, certified: Certified, bound: float) -> dict[str, Any]:
     """Multipliers, boxes and cuts from which the referee derives the factor and the bound itself."""
-    modes: list[dict[str, Any]] = []
-    for mode in problem.modes:
-        boxes = []
-        for box in certified.boxes:
-            if box.mode_i != mode.mode_i:
-                continue
-            cuts = []
-            for cut in box.cuts:
-                visit = (
-                    {}
-                    if cut.visit_C is None
-                    else {str(c): float(v) for c, v in enumerate(cut.visit_C) if v > 0.0}
-                )
-                cuts.append({"w": float(cut.time_weight), "c": float(cut.price_weight), "visit": visit})
-            boxes.append({"upto_s": float(box.upto_s) if isfinite(box.upto_s) else None, "cuts": cuts})
-        modes.append({"mode": mode.mode_i, "boxes": boxes})
+    modes = [
+        {"mode": mode.mode_i, "boxes": [_box(box) for box in certified.boxes if box.mode_i == mode.mode_i]}
+        for mode in problem.modes
+    ]
     return {
         "kind": "dual",
         **multipliers(problem, certified.duals),
@@ -41,3 +30,21 @@ def dual_proof(problem: BoundaryProblem, certified: Certified, bound: float) -> 
         "bound": bound,
         "modes": modes,
     }
+
+
+def _box(box: BoxProof) -> dict[str, Any]:
+    upto_s = float(box.upto_s) if isfinite(box.upto_s) else None
+    return {"upto_s": upto_s, "cuts": [_cut(cut) for cut in box.cuts]}
+
+
+def _cut(cut: Cut) -> dict[str, Any]:
+    """Weights and the positive usage multipliers by class."""
+    visit: dict[str, float] = {}
+    once: dict[str, float] = {}
+    if cut.usage_2C is not None:
+        visit, once = _positive(cut.usage_2C[0]), _positive(cut.usage_2C[1])
+    return {"w": float(cut.time_weight), "c": float(cut.price_weight), "visit": visit, "once": once}
+
+
+def _positive(values_C: FloatArray) -> dict[str, float]:
+    return {str(c): float(value) for c, value in enumerate(values_C) if value > 0.0}
