@@ -108,22 +108,10 @@ class DualCheck:
     ) -> float:
         """The best ratio any path of the box can have; zero when there is no path."""
         paths = BoxPaths(columns, upto_s)
-        price_J = columns.usage_JC @ self.multipliers.price_C
-        available_C = np.array([c.num_devices for c in self.problem.classes], dtype=np.float64)
         cuts: list[Cut] = []
         for stated in weights or ({"w": 1.0, "c": 0.0, "visit": {}, "once": {}},):
-            visit_C, once_C = (_by_class(stated[key], len(available_C)) for key in ("visit", "once"))
-            start_S = np.zeros(len(self.problem.site_ids))
-            np.subtract.at(start_S, columns.site_C, visit_C * available_C)
-            charged = Weights(
-                seconds=stated["w"],
-                price_J=stated["c"] * price_J + columns.usage_JC @ (visit_C + once_C),
-                start_S=start_S,
-            )
-            least = paths.least(charged) - float(once_C @ available_C)
-            self.num_paths += 1
-            margin = REL_TOLERANCE * float((visit_C + once_C) @ available_C)
-            if least == float("inf") or (stated["w"] == stated["c"] == 0.0 and least > margin):
+            least, empty_above = self.least(paths, columns, stated)
+            if least == float("inf") or (stated["w"] == stated["c"] == 0.0 and least > empty_above):
                 return 0.0
             cuts.append(Cut(w_weight=stated["w"], c_weight=stated["c"], least=least))
         return largest_ratio(
@@ -134,6 +122,18 @@ class DualCheck:
             rho=self.multipliers.rho,
             nu=self.multipliers.nu,
         )
+
+    def least(self, paths: BoxPaths, columns: ModeColumns, stated: Mapping[str, Any]) -> tuple[float, float]:
+        """The v of one cut, and what rounding can make of a charge that is zero."""
+        available_C = np.array([c.num_devices for c in self.problem.classes], dtype=np.float64)
+        visit_C, once_C = (_by_class(stated[key], len(available_C)) for key in ("visit", "once"))
+        start_S = np.zeros(len(self.problem.site_ids))
+        np.subtract.at(start_S, columns.site_C, visit_C * available_C)
+        price_C = stated["c"] * self.multipliers.price_C + visit_C + once_C
+        charged = Weights(seconds=stated["w"], price_J=columns.usage_JC @ price_C, start_S=start_S)
+        self.num_paths += 1
+        least = paths.least(charged) - float(once_C @ available_C)
+        return least, REL_TOLERANCE * float((visit_C + once_C) @ available_C)
 
     def _read_cuts(self, cuts: Sequence[Any], place: str) -> list[dict[str, Any]] | None:
         read = []
