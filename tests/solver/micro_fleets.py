@@ -30,8 +30,9 @@ class ForeignCostModel:
 
     name = "foreign"
 
-    def __init__(self, seed: int, *, roomy_frac: float = 0.7) -> None:
+    def __init__(self, seed: int, *, roomy_frac: float = 0.7, payload_bytes: float = 2e7) -> None:
         self.seed = seed
+        self.payload_bytes = payload_bytes
         self.roomy_frac = roomy_frac
         self._drawn: dict[Hashable, float] = {}
         self._stages: dict[Hashable, StageCost | None] = {}
@@ -69,7 +70,7 @@ class ForeignCostModel:
             forward_s=work_s * (0.2 + self.draw("forward", key)),
             backward_s=work_s * (0.4 + 2.0 * self.draw("backward", key)),
             exposed_s=0.3 * work_s * self.draw("exposed", key),
-            sync_s=5.0 * work_s * self.draw("sync", key) if strategy.dp > 1 else 0.0,
+            sync_s=8.0 * work_s * self.draw("sync", key),
             shares=(1,) * strategy.dp,
             memory_bytes=tuple({"weights": use_frac * d.memory_bytes} for d in cluster.devices),
             limit_bytes=tuple(d.memory_bytes for d in cluster.devices),
@@ -78,7 +79,7 @@ class ForeignCostModel:
     def transfer_s(self, link: Link, border: int, micro_batch_size: int) -> float:
         """Seconds that depend on border and link."""
         draw = self.draw("transfer", link.source_site_id, link.target_site_id, border, micro_batch_size)
-        return link.latency_s + (0.2 + draw) * 2e7 * micro_batch_size / link.bytes_per_s
+        return link.latency_s + (0.2 + draw) * self.payload_bytes * micro_batch_size / link.bytes_per_s
 
     def interval_key(self, interval: Interval) -> Hashable:
         """No two intervals are alike."""
@@ -156,9 +157,13 @@ class MicroCase:
         return replace(self, objective=replace(self.objective, tokens_per_s_min=tokens_per_s_min))
 
 
-def random_fleet(rng: random.Random, num_devices: int) -> Fleet:
-    """Hosts of one to four equal devices each, sometimes twins, in one to three linked sites."""
+def random_fleet(rng: random.Random, num_devices: int, *, scattered: bool) -> Fleet:
+    """Hosts of one to four equal devices each, sometimes twins, in one to three linked sites.
+
+    A scattered fleet has single devices in two or three sites, which makes for long chains between sites.
+    """
     num_sites = rng.choice((1, 1, 2, 2, 3)) if num_devices > 2 else rng.choice((1, 2))
+    num_sites = rng.choice((2, 3)) if scattered else num_sites
     sites = tuple(
         Site(site_id=f"s{i}", boundary_id="b", fabric_bytes_per_s=rng.choice((1e9, 1e10)))
         for i in range(num_sites)
@@ -171,7 +176,7 @@ def random_fleet(rng: random.Random, num_devices: int) -> Fleet:
         if last is not None and last[0] <= room and rng.random() < 0.45:
             size, kind, tier_i, site_id = last
         else:
-            size, kind = rng.randint(1, min(4, room)), rng.choice(TYPES)
+            size, kind = 1 if scattered else rng.randint(1, min(4, room)), rng.choice(TYPES)
             tier_i, site_id = rng.choice((0, 1, 2, 2)), rng.choice(sites).site_id
         last = (size, kind, tier_i, site_id)
         host_id = f"h{len(hosts)}"
@@ -247,8 +252,13 @@ def micro_case(
     """The case of a seed under a condition; a seed has one fleet and model under all conditions."""
     rng = random.Random(seed)
     num_devices = num_devices or rng.choice((1, 2, 3, 3, 4, 4, 5))
-    fleet, workload = random_fleet(rng, num_devices), random_workload(rng)
-    model: CostModel = ForeignCostModel(seed, roomy_frac=rng.uniform(0.3, 1.2))
+    scattered = num_devices > 2 and rng.random() < 0.4
+    fleet, workload = random_fleet(rng, num_devices, scattered=scattered), random_workload(rng)
+    model: CostModel = ForeignCostModel(
+        seed,
+        roomy_frac=rng.uniform(0.25, 0.8) if scattered else rng.uniform(0.3, 1.2),
+        payload_bytes=rng.choice((2e7, 3e8, 2e9)),
+    )
     if not foreign:
         from costmodels.analytic import AnalyticCostModel
 
@@ -276,7 +286,7 @@ def micro_case(
         every_host_multiple=rng.random() < 0.8,
         zero_levels=rng.choice(((0, 1), (0, 3), (0, 1, 2, 3))),
         tensor_parallel_max=rng.choice((1, 2, 4)),
-        cluster_devices_max=rng.choice((3, 16)),
+        cluster_devices_max=1 if scattered else rng.choice((3, 16)),
     )
     target = 1.0 if condition.objective is ObjectiveKind.PRICE else None
     return MicroCase(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections import Counter
 from collections.abc import Callable
 from functools import cache, partial
 
@@ -14,6 +15,7 @@ import pytest
 
 from planner.problem import BoundaryProblem, ObjectiveKind
 from planner.solve import bruteforce, cpsat, greedy, milp, pulp_cbc
+from planner.solve.enumerate_replicas import enumerate_replicas
 from planner.solve.result import BoundaryResult, Limits, Status
 from solver.device_oracle import DeviceOracle
 from solver.micro_fleets import CONDITIONS, MicroCase, micro_case
@@ -85,6 +87,29 @@ def test_every_proof_equals_exhaustive_search_over_devices(name: str, batch_i: i
         check_against(name, case, optimum, result)
         if result.replicas:
             check_plan(case, problem, result)
+
+
+@pytest.mark.parametrize("batch_i", range(16 * SWEEP))
+def test_the_best_replica_of_every_set_of_devices_is_found(batch_i: int) -> None:
+    """Far sharper than comparing optima: every usage of classes has its own best replica."""
+    for seed in range(batch_i * 15, (batch_i + 1) * 15):
+        condition = CONDITIONS[(0, 0, 4, 5, 8, 14)[seed % 6]]
+        case = micro_case(seed, condition, foreign=seed % 3 != 0)
+        problem = case.problem()
+        class_of = {d: c.class_i for c in problem.classes for host in c.hosts for d in host}
+        best: dict[tuple[tuple[int, int], ...], float] = {}
+        for mask, speed in DeviceOracle(case).best_by_mask.items():
+            ids = [d.device_id for i, d in enumerate(case.fleet.devices) if mask >> i & 1]
+            usage = tuple(sorted(Counter(class_of[d] for d in ids).items()))
+            best[usage] = max(speed, best.get(usage, 0.0))
+        found = {replica.usage: replica.tokens_per_s for replica in enumerate_replicas(problem)}
+        assert set(found) <= set(best), case.label
+        for usage, speed in best.items():
+            have = dict(usage)
+            within = [v for u, v in found.items() if all(n <= have.get(c, 0) for c, n in u)]
+            assert max(within) >= speed * (1 - 1e-9), (case.label, usage)
+            if usage in found:
+                assert found[usage] == pytest.approx(speed, rel=1e-9), (case.label, usage)
 
 
 @pytest.mark.parametrize("batch_i", range(3 * SWEEP))
