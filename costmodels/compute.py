@@ -79,6 +79,6 @@ def uneven_shares_KD(seconds_SDK: Sequence[Sequence[FloatArray]], num_sequences:
     level_KE = finish_KE == last_K1
     open_K1 = more - sooner_KE.sum(axis=1, keepdims=True)
     taken_KE = sooner_KE | (level_KE & (np.cumsum(level_KE, axis=1) <= open_K1))
-    taken_KSD = taken_KE.reshape(num_intervals, -1, num_ranks)
+    taken_KSD = taken_KE.reshape(num_intervals, len(seconds_SDK) - 1, num_ranks)
     share_KD: FloatArray = 1.0 + taken_KSD.sum(axis=1)
     return share_KD
