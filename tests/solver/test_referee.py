@@ -32,8 +32,8 @@ from solver.referee_plans import best_per_usage, best_set, make_plan, random_box
 MODEL = "foreign-table"
 
 
-def _foreign(workload: Workload, *, seed: int, roomy_frac: float) -> ForeignCostModel:
-    return ForeignCostModel(seed, roomy_frac=roomy_frac)
+def _foreign(workload: Workload, *, seed: int, roomy_frac: float, payload_bytes: float) -> ForeignCostModel:
+    return ForeignCostModel(seed, roomy_frac=roomy_frac, payload_bytes=payload_bytes)
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +52,11 @@ def settings_of(case: MicroCase) -> dict[str, Any]:
         "tokens_per_s_min": case.objective.tokens_per_s_min,
         "executor": case.condition.executor,
         "cost_model": MODEL,
-        "cost_model_settings": {"seed": model.seed, "roomy_frac": model.roomy_frac},
+        "cost_model_settings": {
+            "seed": model.seed,
+            "roomy_frac": model.roomy_frac,
+            "payload_bytes": model.payload_bytes,
+        },
         "rule": asdict(case.rule),
     }
 
@@ -403,10 +407,7 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], None], set[str]]] = {
     "edge lost": (lose_edge, {"graph"}),
     "node": (lambda d: d["graph"]["nodes"].pop(), {"graph"}),
     "node twice": (lambda d: d["graph"]["nodes"].append(d["graph"]["nodes"][-1]), {"graph"}),
-    "settings": (
-        lambda d: d["settings"]["rule"].update(cluster_devices_max=1, zero_levels=[0]),
-        {"proof-cover", "proof-factor", "proof-bound", "candidate"},
-    ),
+    "settings": (lambda d: d["settings"].update(executor="deepspeed"), {"executor"}),
     "cost model": (lambda d: d["settings"]["cost_model_settings"].update(seed=-1), {"compute"}),
     "objective setting": (lambda d: d["settings"].update(objective="steady-state"), {"objective"}),
     "unknown cost model": (lambda d: d["settings"].update(cost_model="nothing"), {"cost-model-unknown"}),

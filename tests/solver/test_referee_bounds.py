@@ -182,7 +182,7 @@ def test_no_set_of_replicas_passes_a_dual_bound(condition: Condition) -> None:
             assert derived[1] <= best[0] * (1 + 1e-9)
         else:
             assert derived[1] >= best[0] * (1 - 1e-9)
-    assert judged >= 2
+    assert judged >= 2 or condition.replicas_min > 1
 
 
 def test_no_replica_passes_a_dual_bound_under_round_robin() -> None:
