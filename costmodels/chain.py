@@ -111,9 +111,9 @@ class LayerChain:
         for i, home, layer in self._ties:
             copy_K = (start_K <= i) & (i < stop_K)
             home_K = (start_K <= home) & (home < stop_K)
-            params_K -= np.where(copy_K & home_K, layer.params, 0)
-            trainable_K -= np.where(copy_K & home_K, layer.trainable_params, 0)
-            tied_away_K += np.where(copy_K ^ home_K, layer.trainable_params, 0)
+            params_K -= np.where(copy_K & home_K, layer.shared_params, 0)
+            trainable_K -= np.where(copy_K & home_K, layer.shared_trainable_params, 0)
+            tied_away_K += np.where(copy_K ^ home_K, layer.shared_trainable_params, 0)
         return Contents(
             count_JK=np.ascontiguousarray(count_JK),
             present_JK=np.ascontiguousarray(count_JK > 0),

@@ -182,6 +182,7 @@ def _head_layer(architecture: Architecture, trained: Trained) -> LayerSpec:
         num_collectives=1,
         tensor_parallel_max=_power_of_two_divisor(architecture.vocab_size),
         tied_to=0 if architecture.tied else None,
+        shared_params=architecture.matrix_params if architecture.tied else 0,
     )
 
 
@@ -273,4 +274,7 @@ def _layer_faults(i: int, layer: LayerSpec) -> list[Fault]:
     if layer.tied_to is not None and not 0 <= layer.tied_to < i:
         limit = f"an earlier layer, 0 to {i - 1}" if i else "no layer, since the first one has none before it"
         faults.append(Fault(place=f"layers[{i}].tied_to", value=str(layer.tied_to), limit=limit))
+    elif layer.shared_params > layer.params >= 0 or (layer.tied_to is None and layer.shared_params):
+        limit = f"at most params = {layer.params}" if layer.tied_to is not None else "0 without `tied_to`"
+        faults.append(Fault(place=f"layers[{i}].shared_params", value=str(layer.shared_params), limit=limit))
     return faults

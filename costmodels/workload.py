@@ -19,12 +19,13 @@ class LayerSpec:
     """One layer. Layers with equal `kind` are identical in every other field.
 
     `params` counts every weight held (all experts of a mixture); `trainable_params` those that get gradients
-    (the adapter under LoRA, included in `params`). `forward_flops_per_token` counts active weights and attention
-    at the job's sequence length. `activation_bytes_per_token` is what backward needs without recomputation,
-    `input_bytes_per_token` what is kept instead when the layer is recomputed, `output_bytes_per_token` what is
-    sent to the next layer. `transient_bytes_per_token` is held only while the layer runs (logits of the loss
-    head). `tensor_parallel_max` limits the tensor-parallel degree (attention heads and vocabulary must divide).
-    `tied_to` is the position of the layer whose weights this one shares, or None.
+    (the adapter under LoRA, included in `params`). `forward_flops_per_token` counts active weights and
+    attention at the job's sequence length. `activation_bytes_per_token` is what backward needs without
+    recomputation, `input_bytes_per_token` what is kept instead when the layer is recomputed,
+    `output_bytes_per_token` what is sent to the next layer. `transient_bytes_per_token` is held only while
+    the layer runs (logits of the loss head). `tensor_parallel_max` limits the tensor-parallel degree
+    (attention heads and vocabulary must divide). `tied_to` is the position of the layer that owns
+    `shared_params` of these weights, or None; the others (a head's norm) are the layer's own.
     """
 
     kind: str
@@ -39,20 +40,26 @@ class LayerSpec:
     expert_params: int = 0
     tensor_parallel_max: int = 64
     tied_to: int | None = None
+    shared_params: int = 0
+
+    @property
+    def shared_trainable_params(self) -> int:
+        """Shared weights that get gradients; where some weights are frozen, those shared are taken first."""
+        return max(0, self.trainable_params + self.shared_params - self.params)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """How the model is trained.
 
-    `adapter_rank` 0 means full fine-tuning. `recompute` allows activation recomputation. `micro_batch_sizes` are
-    the sequences per micro-batch the planner may choose from; each must divide `sequences_per_step`.
+    `adapter_rank` 0 means full fine-tuning. `recompute` allows activation recomputation. `micro_batch_sizes`
+    are the sequences per micro-batch the planner may choose from; each must divide `sequences_per_step`.
     `optimiser_state_bytes_per_param` counts the moments and, for 16-bit dtypes, the fp32 master copy.
     `sync_copies_bytes_per_param` covers the boundary plane's adapter copy, anchor and buffer.
 
     `schedule` says how micro-batches meet the data-parallel ranks of a stage. `joint`: each is split over all
-    of them, so any width up to its size will do. `round-robin`: each goes to one rank, whole, so the width has
-    to divide the number of micro-batches.
+    of them, so any width up to its size will do. `round-robin`: each goes to one rank, whole, so the width
+    has to divide the number of micro-batches.
     """
 
     name: str = "job"
@@ -99,5 +106,5 @@ class Workload:
 
     @cached_property
     def num_params(self) -> int:
-        """All weights, tied ones counted once."""
-        return sum(layer.params for layer in self.layers if layer.tied_to is None)
+        """All weights, shared ones counted once."""
+        return sum(layer.params - layer.shared_params for layer in self.layers)

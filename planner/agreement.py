@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from costmodels.fleet import Fleet
-from costmodels.workload import DTYPE_BYTES, Job, Workload
+from costmodels.workload import DTYPE_BYTES, Job, LayerSpec, Workload
 from planner.faults import nearest
 from policies.policy import Policy
 
@@ -26,6 +26,7 @@ _LAYER_AMOUNTS = (
     "transient_bytes_per_token",
     "num_collectives",
     "expert_params",
+    "shared_params",
 )
 _JOB_AMOUNTS = (
     "adapter_rank",
@@ -131,6 +132,7 @@ def workload_disagreements(workload: Workload) -> Iterator[Disagreement]:
                 path=(*path, "tensor_parallel_max"), value=str(layer.tensor_parallel_max), limit="at least 1"
             )
     yield from _tie_disagreements([layer.tied_to for layer in workload.layers])
+    yield from _share_disagreements(workload.layers)
     yield from _job_disagreements(workload.job)
 
 
@@ -149,6 +151,20 @@ def _tie_disagreements(tied_to: Sequence[int | None]) -> Iterator[Disagreement]:
             yield Disagreement(
                 path=path, value=f"{target}, itself tied to {tied_to[target]}", limit=limit, hint=hint
             )
+
+
+def _share_disagreements(layers: Sequence[LayerSpec]) -> Iterator[Disagreement]:
+    """Layers that share more weights than both ends of their tie hold."""
+    for i, layer in enumerate(layers):
+        path = ("layers", i, "shared_params")
+        owner = layer.tied_to
+        if owner is None and layer.shared_params > 0:
+            yield Disagreement(path=path, value=f"{layer.shared_params:,}", limit="0 without a tie")
+        elif owner is not None and 0 <= owner < len(layers):
+            most = min(layer.params, layers[owner].params)
+            if layer.shared_params > most:
+                limit = f"at most {most:,}, what both ends of the tie hold"
+                yield Disagreement(path=path, value=f"{layer.shared_params:,}", limit=limit)
 
 
 def _job_disagreements(job: Job) -> Iterator[Disagreement]:
@@ -229,6 +245,19 @@ def joint_disagreements(
                 hint = f"layer 0 is the embedding, layer {workload.num_layers - 1} the loss head"
                 value = f"[{rule.start}, {rule.stop})"
                 yield Disagreement(path=("layer_tiers", i), value=value, limit=limit, hint=hint)
+
+
+def rate_disagreements(fleet: Fleet, workload: Workload) -> Iterator[Disagreement]:
+    """Types of device that have no rate for the dtype of the job, nor one for fp32 that stands in."""
+    dtype = workload.job.dtype
+    idle = {
+        device.type_name: device for device in reversed(fleet.devices) if device.rate_flop_per_s(dtype) <= 0
+    }
+    for name, device in sorted(idle.items()):
+        rated = ", ".join(other for other, rate in device.flop_per_s if rate > 0) or "none"
+        limit = f"a dtype that `{name}` has a rate of: {rated} (device {device.device_id})"
+        hint = f"give `{name}` a {dtype} rate in the fleet, or leave its hosts out"
+        yield Disagreement(path=("job", "dtype"), value=f"`{dtype}`", limit=limit, hint=hint)
 
 
 def _ids(path: tuple[str | int, ...], ids: Sequence[str], field: str | None = None) -> Iterator[Disagreement]:

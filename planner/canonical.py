@@ -25,6 +25,7 @@ from planner.agreement import (
     fleet_disagreements,
     joint_disagreements,
     policy_disagreements,
+    rate_disagreements,
     workload_disagreements,
 )
 from planner.faults import nearest, refused, show
@@ -286,6 +287,7 @@ def _agreement_faults(inputs: Inputs, place: str) -> list[Fault]:
     found += (("model", item) for item in workload_disagreements(inputs.workload))
     found += (("policy", item) for item in policy_disagreements(inputs.policy))
     found += (("policy", item) for item in joint_disagreements(inputs.policy, inputs.fleet, inputs.workload))
+    found += (("model", item) for item in rate_disagreements(inputs.fleet, inputs.workload))
     return [
         Fault(
             place=f"{place}.{kind}{''.join(f'[{p}]' if isinstance(p, int) else f'.{p}' for p in item.path)}",

@@ -13,7 +13,12 @@ from typing import Any, TypeVar
 
 from costmodels.fleet import Fleet
 from costmodels.workload import Workload
-from planner.agreement import Disagreement, joint_disagreements, policy_disagreements
+from planner.agreement import (
+    Disagreement,
+    joint_disagreements,
+    policy_disagreements,
+    rate_disagreements,
+)
 from planner.canonical import Inputs, canonical, inputs_from_canonical
 from planner.faults import refused
 from planner.schema.fleet import FleetShape
@@ -118,6 +123,7 @@ def load_inputs(
         faults += _policy_faults(found, policy.source, policy.value)
     if fleet.value is not None and model.source is not None:
         faults += _tier_faults(tiers, fleet.value, model.source)
+        faults += _rate_faults(fleet.value, workload, model.source)
     if faults:
         raise refused(faults)
     policy_found = replace(
@@ -210,6 +216,12 @@ def _tier_faults(tiers: Iterable[PlacedTier], fleet: Fleet, source: Source) -> l
         for rule, path in tiers
         if rule.tier not in fleet.tiers
     ]
+
+
+def _rate_faults(fleet: Fleet, workload: Workload | None, source: Source) -> list[Fault]:
+    """Devices that can't compute in the job's dtype, told where the model file chooses it."""
+    found = () if workload is None else rate_disagreements(fleet, workload)
+    return [source.fault(item.path, item.limit, value=item.value, hint=item.hint) for item in found]
 
 
 def _sound(loaded: _Loaded) -> Any:

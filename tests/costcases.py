@@ -47,9 +47,7 @@ HEAD = replace(
 )
 JOB = Job(sequence_tokens=8, micro_batch_sizes=(1, 2, 4))
 CHAIN = Workload(model_name="chain", layers=(EMBEDDING, *(BLOCK,) * 6, HEAD), job=JOB)
-TIED = replace(
-    CHAIN, layers=(EMBEDDING, *(BLOCK,) * 6, replace(HEAD, params=5000, trainable_params=5000, tied_to=0))
-)
+TIED = replace(CHAIN, layers=(EMBEDDING, *(BLOCK,) * 6, replace(HEAD, tied_to=0, shared_params=5000)))
 
 PLAIN = Device(
     device_id="d",
@@ -106,13 +104,13 @@ class PlainPricing:
         self.cluster, self.interval, self.strategy, self.size = cluster, interval, strategy, size
         self.layers = self.workload.layers[interval[0] : interval[1]]
         self.tokens, self.width = self.job.sequence_tokens, self.job.weight_bytes_per_param
-        own = [
+        twice = [
             layer
             for layer in self.layers
-            if layer.tied_to is None or not interval[0] <= layer.tied_to < interval[1]
+            if layer.tied_to is not None and interval[0] <= layer.tied_to < interval[1]
         ]
-        self.params = sum(layer.params for layer in own)
-        self.trained = sum(layer.trainable_params for layer in own)
+        self.params = sum(layer.params for layer in self.layers) - sum(layer.shared_params for layer in twice)
+        self.trained = sum(layer.trainable_params for layer in self.layers) - sum(map(shared_trained, twice))
 
     def possible(self) -> bool:
         dp, tp, zero = self.strategy.dp, self.strategy.tp, self.strategy.zero
@@ -222,15 +220,21 @@ class PlainPricing:
             seconds += {0: 2 * gradient_s, 1: gradient_s}.get(zero, 0.0)
             seconds += self.ring_s(self.trained * self.width) if zero in (1, 2) else 0.0
         for i, layer in enumerate(self.workload.layers):
-            if layer.tied_to is not None and layer.trainable_params:
+            if layer.tied_to is not None and shared_trained(layer):
                 ends = [self.interval[0] <= at < self.interval[1] for at in (i, layer.tied_to)]
                 if any(ends) and not all(ends):
-                    sent = layer.trainable_params * job.gradient_bytes_per_param
+                    sent = shared_trained(layer) * job.gradient_bytes_per_param
                     site = self.cluster.site
                     seconds += sent / site.fabric_bytes_per_s + 2 * site.fabric_latency_s
         touched = job.gradient_bytes_per_param + 2 * job.optimiser_state_bytes_per_param + self.width
         own = self.trained / (tp * (dp if zero else 1))
         return seconds + own * touched / min(d.memory_bytes_per_s for d in self.cluster.devices)
+
+
+def shared_trained(layer: LayerSpec) -> int:
+    """Trained weights held in common with another layer: those left when all frozen ones are shared."""
+    frozen = layer.params - layer.trainable_params
+    return max(layer.shared_params - frozen, 0)
 
 
 def ratio(layer: LayerSpec) -> float:

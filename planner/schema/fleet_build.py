@@ -211,13 +211,25 @@ class _Builder:
         return tiers.index(tier) if tier in tiers else 0
 
     def _host_link(self, shape: HostShape) -> tuple[float, float]:
-        """Bytes per second and latency inside the host: as written, else the slowest of its types."""
-        known = [
-            found for found in (_catalog_type(group.type) for group in shape.devices) if found is not None
-        ]
-        slowest = min((found.device_link_bytes_per_s for found in known), default=HOST_LINK_BYTES_PER_S)
+        """Bytes per second and latency inside the host: as written, else what its devices have in common.
+
+        Devices of one type use their direct link, if they have one; unlike devices talk through the host,
+        at the pace of the slowest.
+        """
         latency_s = shape.link_latency if shape.link_latency is not None else 0.0
-        return (shape.link if shape.link is not None else slowest), latency_s
+        if shape.link is not None:
+            return shape.link, latency_s
+        found = {group.type: _catalog_type(group.type) for group in shape.devices}
+        types = {known.name if known else name: known for name, known in found.items()}
+        rates = [
+            HOST_LINK_BYTES_PER_S
+            if known is None
+            else known.device_link_bytes_per_s
+            if len(types) == 1
+            else known.host_link_bytes_per_s
+            for known in types.values()
+        ]
+        return min(rates, default=HOST_LINK_BYTES_PER_S), latency_s
 
     def _directions(
         self, shape: LinkShape, path: KeyPath, site_names: Sequence[str]

@@ -21,6 +21,7 @@ def build_layers(
     position: dict[str, int] = {}
     written_at: dict[str, int] = {}
     start = 0
+    params_of = {layer.kind: layer.params for layer in layers}
     for i, layer in enumerate(layers):
         if layer.kind in position:
             hint = f"also given at {source.place(('layers', written_at[layer.kind], 'kind'))}; use `repeat`"
@@ -39,11 +40,14 @@ def build_layers(
         if layer.tier is not None:
             rule = LayerTier(start=len(specs), stop=len(specs) + layer.repeat, tier=layer.tier)
             tiers.append((rule, ("layers", i, "tier")))
-        specs += [_layer_spec(layer, position)] * layer.repeat
+        specs += [_layer_spec(layer, position, params_of)] * layer.repeat
     return tuple(specs), tuple(tiers)
 
 
-def _layer_spec(layer: LayerShape, position: Mapping[str, int]) -> LayerSpec:
+def _layer_spec(layer: LayerShape, position: Mapping[str, int], params_of: Mapping[str, int]) -> LayerSpec:
+    shared = layer.shared_params
+    if shared is None:
+        shared = min(layer.params, params_of.get(layer.tied_to or "", 0))
     return LayerSpec(
         kind=layer.kind,
         params=layer.params,
@@ -57,18 +61,24 @@ def _layer_spec(layer: LayerShape, position: Mapping[str, int]) -> LayerSpec:
         expert_params=layer.expert_params,
         tensor_parallel_max=layer.tensor_parallel_max,
         tied_to=None if layer.tied_to is None else position.get(layer.tied_to),
+        shared_params=shared,
     )
 
 
 def _check_ties(
     layers: Sequence[LayerShape], written_at: Mapping[str, int], source: Source, faults: list[Fault]
 ) -> None:
-    """A tie leads to an earlier single layer that owns its weights."""
+    """A tie leads to an earlier single layer that owns its weights, and shares no more than there are."""
     for i, layer in enumerate(layers):
+        held = layer.params if layer.tied_to is not None else 0
+        target = written_at.get(layer.tied_to or "")
+        most = held if target is None else min(held, layers[target].params)
+        if layer.shared_params is not None and layer.shared_params > most:
+            limit = f"at most {most:,}, what both layers hold" if held else "no such key without `tied_to`"
+            faults.append(source.fault(("layers", i, "shared_params"), limit))
         if layer.tied_to is None:
             continue
         path = ("layers", i, "tied_to")
-        target = written_at.get(layer.tied_to)
         if target is None:
             faults.append(
                 source.fault(path, "the kind of another layer", hint=nearest(layer.tied_to, written_at))

@@ -37,8 +37,8 @@ class LayerShape(Shape):
     `params` counts every weight held, `trainable_params` those that get gradients (all of them when left out
     under full fine-tuning), `expert_params` those inside experts. `flops` is the forward work, `activation`
     what backward needs, `input` what is kept instead when the layer is recomputed, `output` what goes to the
-    next layer, `transient` what is held only while the layer runs. `tied_to` names the layer that owns the
-    weights.
+    next layer, `transient` what is held only while the layer runs. `tied_to` names the layer that owns
+    `shared_params` of these weights (left out: as many as the smaller of the two has).
     """
 
     kind: Name
@@ -54,6 +54,7 @@ class LayerShape(Shape):
     collectives: Annotated[int, Field(ge=0, le=64)] = 2
     tensor_parallel_max: Annotated[int, Field(ge=1, le=1024)] = 64
     tied_to: Name | None = None
+    shared_params: Count | None = None
     tier: Name | None = None
 
 

@@ -54,9 +54,8 @@ def workloads(draw: st.DrawFn) -> Workload:
     kinds = draw(st.lists(layer_specs(), min_size=1, max_size=3))
     layers = draw(st.lists(st.sampled_from(kinds), min_size=1, max_size=7))
     if len(layers) > 1 and draw(st.booleans()):
-        layers[-1] = replace(
-            layers[-1], params=layers[0].params, trainable_params=layers[0].trainable_params, tied_to=0
-        )
+        most = min(layers[-1].params, layers[0].params)
+        layers[-1] = replace(layers[-1], tied_to=0, shared_params=draw(st.integers(0, most)))
     job = Job(
         sequence_tokens=draw(st.sampled_from([1, 4, 32])),
         recompute=draw(st.sampled_from([True, True, False])),

@@ -98,7 +98,9 @@ def any_inputs(draw: Callable[..., Any]) -> Inputs:
             links=links,
         ),
         workload=Workload(
-            model_name="m", layers=(layer, layer, replace(layer, kind="head", tied_to=0)), job=Job()
+            model_name="m",
+            layers=(layer, layer, replace(layer, kind="head", tied_to=0, shared_params=layer.params)),
+            job=Job(),
         ),
         policy=policy,
     )
@@ -168,6 +170,9 @@ EDITS: list[tuple[str, object, str]] = [
     ("model.layers[0].tied_to", 5, ""),
     ("model.layers[5].tied_to", 99, ""),
     ("model.layers[5].tied_to", 5, ""),
+    ("model.layers[5].shared_params", 1001, ""),
+    ("model.layers[5].shared_params", -1, ""),
+    ("model.layers[2].shared_params", 1, ""),
     ("model.layers", [], ""),
     ("model.layers[2].trainable_params", 6000, ""),
     ("model.layers[2].tensor_parallel_max", 0, ""),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from costmodels.catalog import device_type
 from planner.agreement import (
     fleet_disagreements,
     joint_disagreements,
@@ -47,7 +48,7 @@ def test_every_figure_of_a_fleet_file_arrives_in_base_units() -> None:
     ]
     own = fleet.device_by_id["old-1/0"]
     assert own.memory_bytes == 16 * 2**30
-    assert own.flop_per_s == (("fp16", 20e12),)
+    assert own.flop_per_s == (("fp32", 10e12),)
     assert own.memory_bytes_per_s == 300e9
     assert (own.tier_i, own.usd_per_hour, own.mtbf_s, own.owner, own.origin) == (0, 0.0, None, "", "declared")
     bought = fleet.device_by_id["gpu-02/3"]
@@ -67,14 +68,52 @@ def test_every_figure_of_a_fleet_file_arrives_in_base_units() -> None:
 
 
 def test_a_catalog_type_brings_sustained_rates_and_the_link_inside_its_host() -> None:
-    from costmodels.catalog import device_type
-
     fleet = load_fleet(GOOD / "fleet.yaml")
     known = device_type("A100-80GB")
     device = fleet.device_by_id["gpu-01/0"]
     assert device.memory_bytes == known.memory_bytes
     assert device.rate_flop_per_s("bf16") == dict(known.sustained_flop_per_s)["bf16"]
     assert fleet.host_by_id["gpu-01"].link_bytes_per_s == known.device_link_bytes_per_s
+
+
+@pytest.mark.parametrize(
+    ("devices", "link_bytes_per_s"),
+    [
+        ("[4 x A100-80GB]", "device"),
+        ("[2 x A100-80GB, 2 x a100 80gb]", "device"),
+        ("[2 x A100-80GB, 2 x H100-80GB]", "host"),
+        (
+            "[3 x A100-80GB, {type: own, memory: 1 GiB, rate: {fp32: 1 TFLOP/s}, memory_bandwidth: 9 GB/s}]",
+            12e9,
+        ),
+        ("[{type: own, memory: 1 GiB, rate: {fp32: 1 TFLOP/s}, memory_bandwidth: 9 GB/s}]", 12e9),
+    ],
+)
+def test_unlike_devices_of_a_host_talk_through_the_host(
+    devices: str, link_bytes_per_s: float | str, tmp_path: Path
+) -> None:
+    known = device_type("A100-80GB")
+    rates = {"device": known.device_link_bytes_per_s, "host": known.host_link_bytes_per_s}
+    assert rates["device"] > rates["host"]
+    text = (GOOD / "fleet.yaml").read_text(encoding="utf-8").replace("4 x A100-80GB", devices)
+    fleet = load_fleet(written(tmp_path, "fleet.yaml", text))
+    expected = rates[link_bytes_per_s] if isinstance(link_bytes_per_s, str) else link_bytes_per_s
+    assert fleet.host_by_id["gpu-01"].link_bytes_per_s == expected
+
+
+def test_devices_without_a_rate_for_the_dtype_of_the_job_are_named(tmp_path: Path) -> None:
+    text = (GOOD / "fleet.yaml").read_text(encoding="utf-8").replace("fp32: 10 TFLOP/s", "fp16: 10 TFLOP/s")
+    fleet = written(tmp_path, "fleet.yaml", text)
+    with pytest.raises(InputError) as caught:
+        load_inputs(fleet, GOOD / "model.yaml", GOOD / "policy.yaml")
+    (fault,) = caught.value.faults
+    assert fault.place.startswith(f"{GOOD / 'model.yaml'}:")
+    assert fault.place.endswith("job.dtype")
+    assert "`home-made`" in fault.limit
+    assert "old-1/0" in fault.limit
+    assert "bf16" in fault.hint
+    model = (GOOD / "model.yaml").read_text(encoding="utf-8").replace("job:", "job:\n  dtype: fp16")
+    load_inputs(fleet, written(tmp_path, "model.yaml", model), GOOD / "policy.yaml")
 
 
 def test_wan_defaults_fill_every_pair_that_is_not_listed(tmp_path: Path) -> None:
@@ -124,6 +163,7 @@ def test_explicit_layers_keep_their_order_ties_and_repeats() -> None:
     assert [layer.kind for layer in workload.layers] == ["embedding", *["block"] * 4, "head"]
     assert workload.layers[5].tied_to == 0
     assert workload.num_params == 1000 + 4 * 5000
+    assert workload.layers[5].shared_params == 1000
     block = workload.layers[1]
     assert (block.params, block.trainable_params) == (5000, 5000)
     assert (block.forward_flops_per_token, block.activation_bytes_per_token) == (10e3, 2048.0)

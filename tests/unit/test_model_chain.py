@@ -60,6 +60,18 @@ def test_a_tied_head_points_at_the_embedding_and_holds_the_shared_matrix() -> No
     assert once == architecture.num_params == 124_439_808
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3", "opt"])
+def test_a_chain_counts_every_weight_once(family: str, tied: bool) -> None:
+    config = {"model_type": family, "num_hidden_layers": 2, "n_layer": 2, "tie_word_embeddings": tied}
+    architecture = read_architecture(config)
+    workload = build_workload(architecture, Job(sequence_tokens=64), family)
+    assert workload.num_params == architecture.num_params
+    assert workload.layers[-1].shared_trainable_params == (architecture.matrix_params if tied else 0)
+    frozen = build_workload(architecture, Job(sequence_tokens=64, adapter_rank=4), family)
+    assert frozen.layers[-1].shared_trainable_params == 0
+
+
 def test_opt_350m_projects_at_both_ends() -> None:
     layers = chain(
         model_type="opt",
@@ -180,7 +192,7 @@ LAYER = LayerSpec(
 
 
 def test_explicit_layers_become_a_chain() -> None:
-    tied = replace(LAYER, kind="b", tied_to=0)
+    tied = replace(LAYER, kind="b", tied_to=0, shared_params=10)
     workload = workload_from_layers("mine", [LAYER, LAYER, tied], Job())
     assert workload.layers == (LAYER, LAYER, tied)
     assert workload.num_params == 20
@@ -200,6 +212,8 @@ def test_explicit_layers_become_a_chain() -> None:
         ([replace(LAYER, tied_to=0)], {"layers[0].tied_to"}),
         ([LAYER, replace(LAYER, kind="b", tied_to=1)], {"layers[1].tied_to"}),
         ([LAYER, replace(LAYER, kind="b", tied_to=-1)], {"layers[1].tied_to"}),
+        ([replace(LAYER, shared_params=1)], {"layers[0].shared_params"}),
+        ([LAYER, replace(LAYER, kind="b", tied_to=0, shared_params=11)], {"layers[1].shared_params"}),
         ([LAYER, replace(LAYER, params=12)], {"layers[1].kind"}),
         ([LAYER, replace(LAYER, kind="b", num_collectives=-2, tied_to=7)],
          {"layers[1].num_collectives", "layers[1].tied_to"}),
