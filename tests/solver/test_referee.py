@@ -319,9 +319,12 @@ def cross(data: dict[str, Any]) -> None:
     edge["crossing"] = True
 
 
-def lose_edge(data: dict[str, Any]) -> None:
-    edges = data["graph"]["edges"]
-    edges.remove(next(e for e in edges if e["kind"] == "activation"))
+def lose_edge(kind: str) -> Callable[[dict[str, Any]], None]:
+    def change(data: dict[str, Any]) -> None:
+        edges = data["graph"]["edges"]
+        edges.remove(next(e for e in edges if e["kind"] == kind))
+
+    return change
 
 
 def failover(data: dict[str, Any], **changes: Any) -> None:
@@ -404,7 +407,8 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], None], set[str]]] = {
     "job": (put(lambda d: d, "job", "other"), {"frame"}),
     "tokens per step": (scale(lambda d: d, "tokens_per_step", 2), {"frame"}),
     "edge across": (cross, {"law-1"}),
-    "edge lost": (lose_edge, {"graph"}),
+    "activation lost": (lose_edge("activation"), {"graph"}),
+    "gradient lost": (lose_edge("gradient"), {"graph"}),
     "node": (lambda d: d["graph"]["nodes"].pop(), {"graph"}),
     "node twice": (lambda d: d["graph"]["nodes"].append(d["graph"]["nodes"][-1]), {"graph"}),
     "settings": (lambda d: d["settings"].update(executor="deepspeed"), {"executor"}),
