@@ -152,6 +152,11 @@ def format_bytes_per_s(value_bytes_per_s: float) -> str:
     return _scaled(value_bytes_per_s, "B/s", _decimal_steps())
 
 
+def format_bits_per_s(value_bytes_per_s: float) -> str:
+    """The same rate as networks are sold by: 1.25e9 bytes per second as `10 Gbit/s`."""
+    return _scaled(8.0 * value_bytes_per_s, "bit/s", _decimal_steps())
+
+
 def format_flop_per_s(value_flop_per_s: float) -> str:
     """A compute rate with three significant digits and a decimal prefix: `312 TFLOP/s`."""
     return _scaled(value_flop_per_s, "FLOP/s", _decimal_steps())

@@ -1,0 +1,1 @@
+"""Plans for people: text, SVG and HTML, made by pure functions from a `Plan` alone."""
