@@ -1,4 +1,4 @@
-"""What the organisations own: devices in hosts, hosts in sites, sites in boundaries, and the links between them.
+"""What the organisations own: devices in hosts, hosts in sites, sites in boundaries, and links between them.
 
 Rates are bytes per second and floating-point operations per second; one multiply-add counts as two.
 """

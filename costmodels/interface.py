@@ -35,7 +35,8 @@ class Strategy:
 class Cluster:
     """Devices planned together as one stage, ordered so that neighbours share a host.
 
-    `inner_bytes_per_s` is the slowest link between two members, `tp_bytes_per_s` the slowest link inside a host.
+    `inner_bytes_per_s` is the slowest link between two members, `tp_bytes_per_s` the slowest link inside a
+    host.
     """
 
     site: Site
@@ -51,8 +52,8 @@ class StageCost:
     """What one stage costs.
 
     Seconds are per micro-batch, except `sync_s`: gradient synchronisation plus optimiser, once per step.
-    `shares` are the sequences of each micro-batch per data-parallel rank. `memory_bytes` holds one mapping per
-    device (order of the cluster) from kind to bytes; `limit_bytes` the usable memory of each.
+    `shares` are the sequences of each micro-batch per data-parallel rank. `memory_bytes` holds one mapping
+    per device (order of the cluster) from kind to bytes; `limit_bytes` the usable memory of each.
     """
 
     forward_s: float
@@ -93,14 +94,15 @@ class CostModel(Protocol):
     def stage(
         self, cluster: Cluster, interval: Interval, strategy: Strategy, micro_batch_size: int, in_flight: int
     ) -> StageCost | None:
-        """Cost of layers [a, b) on a cluster with `in_flight` micro-batches held; None when impossible at any memory.
+        """Cost of layers [a, b) on a cluster with `in_flight` micro-batches held.
 
-        The model may choose within the stage, for instance which layers to recompute.
+        None when impossible at any memory. The model may choose within the stage, for instance which
+        layers to recompute.
         """
         ...
 
     def transfer_s(self, link: Link, border: int, micro_batch_size: int) -> float:
-        """Seconds to carry one micro-batch over a link after layer `border - 1`, forward and backward together."""
+        """Seconds to carry one micro-batch over a link after layer `border - 1`, there and back together."""
         ...
 
     def interval_key(self, interval: Interval) -> Hashable:

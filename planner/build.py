@@ -59,7 +59,8 @@ def build_problem(
     if len(names) == 2 and not policy.accept_two_boundaries:
         raise PolicyRefusedError(
             "two-boundaries",
-            f"only {names[0]} and {names[1]} take part: each could derive the other's delta from the new global model",
+            f"only {names[0]} and {names[1]} take part: "
+            "each could derive the other's delta from the new global model",
             hint="add a third boundary, or set `accept_two_boundaries: true` in the policy",
         )
     boundaries = tuple(
@@ -140,8 +141,10 @@ def pool_rows(classes: Sequence[DeviceClass], policy: Policy) -> tuple[CapacityR
     return tuple(rows)
 
 
-def price_rows(classes: Sequence[DeviceClass], policy: Policy, num_boundaries: int) -> tuple[CapacityRow, ...]:
-    """`price`: with one boundary the ceiling is a row of its own; with several it couples them (see `Problem`)."""
+def price_rows(
+    classes: Sequence[DeviceClass], policy: Policy, num_boundaries: int
+) -> tuple[CapacityRow, ...]:
+    """`price`: with one boundary the ceiling is a row of its own; with several it couples them."""
     if policy.usd_per_hour_max is None or num_boundaries > 1:
         return ()
     coefficients = tuple((c.class_i, c.device.usd_per_hour) for c in classes)

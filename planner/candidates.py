@@ -1,9 +1,9 @@
-"""The candidate rule: which device classes there are, which clusters may be formed of them, and how they are run.
+"""The candidate rule: which device classes there are, which clusters they may form, and how these are run.
 
-Packing lemma. Inside a host of h devices only the sizes of one divisor chain of h are used (each size divides the
-next, the last is h), and wider clusters take whole hosts. Then any choice of clusters that respects the number of
-devices per class can be placed on the real hosts: whole-host clusters first, the rest by decreasing size, each of
-which fills a multiple of itself. So counts per class are all a solver has to respect.
+Packing lemma. Inside a host of h devices only the sizes of one divisor chain of h are used (each size divides
+the next, the last is h), and wider clusters take whole hosts. Then any choice of clusters that respects the
+number of devices per class can be placed on the real hosts: whole-host clusters first, the rest by decreasing
+size, each of which fills a multiple of itself. So counts per class are all a solver has to respect.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ EXECUTORS = ("any", "deepspeed", "torch")
 class CandidateRule:
     """How rich the list of clusters is. `mixed_classes_max` classes may share a cluster.
 
-    `tensor_parallel_across_hosts` lets the ranks of one tensor-parallel group stand on several hosts; only for
-    cost models that price such groups by the cluster's inner link. Which devices a cluster takes is not affected,
-    so the packing lemma holds with and without.
+    `tensor_parallel_across_hosts` lets the ranks of one tensor-parallel group stand on several hosts; only
+    for cost models that price such groups by the cluster's inner link. Which devices a cluster takes is not
+    affected, so the packing lemma holds with and without.
     """
 
     cluster_devices_max: int = 16
@@ -62,7 +62,9 @@ def build_classes(fleet: Fleet, boundary: str) -> tuple[tuple[str, ...], tuple[D
     for class_i, (key, hosts) in enumerate(by_class.items()):
         representative = fleet.device_by_id[hosts[0][0]]
         classes.append(
-            DeviceClass(class_i=class_i, site_i=sites.index(key[0]), device=representative, hosts=tuple(hosts))
+            DeviceClass(
+                class_i=class_i, site_i=sites.index(key[0]), device=representative, hosts=tuple(hosts)
+            )
         )
     return tuple(sites), tuple(classes)
 
@@ -126,9 +128,7 @@ def width_fits(dp: int, micro_batch_size: int, job: Job) -> bool:
     return dp <= micro_batch_size
 
 
-def build_cluster(
-    fleet: Fleet, site: Site, classes: Sequence[DeviceClass], parts: Sequence[Part]
-) -> Cluster:
+def build_cluster(fleet: Fleet, site: Site, classes: Sequence[DeviceClass], parts: Sequence[Part]) -> Cluster:
     """The cluster on representative hosts, with the slowest link between its members."""
     devices = tuple(
         fleet.device_by_id[device_id]
@@ -140,7 +140,7 @@ def build_cluster(
 
 
 def cluster_of(fleet: Fleet, site: Site, devices: tuple[Device, ...]) -> Cluster:
-    """A cluster of the given devices: inside one host the host's link counts, else the slower of host and fabric."""
+    """A cluster of these devices: inside one host its link counts, else the slower of host and fabric."""
     hosts = [fleet.host_by_id[host_id] for host_id in dict.fromkeys(device.host_id for device in devices)]
     tp_bytes_per_s = min(host.link_bytes_per_s for host in hosts)
     tp_latency_s = max(host.link_latency_s for host in hosts)
@@ -199,15 +199,17 @@ def build_templates(
 def build_modes(templates: Sequence[Template], job: Job, executor: str) -> tuple[Mode, ...]:
     """Micro-batch options times what the executor can run.
 
-    The torch-native executor runs every strategy with unequal widths. DeepSpeed runs pipelines of equal width with
-    ZeRO-0/1 and single stages with any ZeRO level, without tensor parallelism and on equal devices.
+    The torch-native executor runs every strategy with unequal widths. DeepSpeed runs pipelines of equal width
+    with ZeRO-0/1 and single stages with any ZeRO level, without tensor parallelism and on equal devices.
     """
     modes: list[Mode] = []
     for size in job.micro_batch_sizes:
         count = job.sequences_per_step // size
         fitting = [t for t in templates if width_fits(t.strategy.dp, size, job)]
         if executor in ("any", "torch"):
-            chosen: list[tuple[str, int | None, int, list[Template]]] = [("torch", None, job.max_stages, fitting)]
+            chosen: list[tuple[str, int | None, int, list[Template]]] = [
+                ("torch", None, job.max_stages, fitting)
+            ]
         else:
             plain = [t for t in fitting if t.strategy.tp == 1 and len(t.parts) == 1]
             if job.schedule != ROUND_ROBIN:

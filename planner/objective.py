@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from costmodels.interface import StageCost
 from costmodels.workload import ROUND_ROBIN
@@ -55,7 +56,9 @@ def in_flight_counts(problem: BoundaryProblem, mode: Mode, stages: Sequence[Stag
     return [-(-min(count, sum(widths[position:])) // dp) for position, dp in enumerate(widths)]
 
 
-def stage_costs(problem: BoundaryProblem, mode: Mode, stages: Sequence[StageChoice]) -> list[StageCost] | None:
+def stage_costs(
+    problem: BoundaryProblem, mode: Mode, stages: Sequence[StageChoice]
+) -> list[StageCost] | None:
     """The cost model's figures of each stage at its own `in_flight_counts`; None if one can't run."""
     costs = []
     for stage, in_flight in zip(stages, in_flight_counts(problem, mode, stages), strict=True):
@@ -72,8 +75,10 @@ def stage_costs(problem: BoundaryProblem, mode: Mode, stages: Sequence[StageChoi
 def transfers_s(problem: BoundaryProblem, mode: Mode, stages: Sequence[StageChoice]) -> list[float] | None:
     """Seconds per micro-batch between neighbouring stages; None when two sites have no link."""
     seconds = []
-    for before, after in zip(stages, stages[1:], strict=False):
-        link = problem.links[problem.templates[before.template_i].site_i][problem.templates[after.template_i].site_i]
+    for before, after in pairwise(stages):
+        link = problem.links[problem.templates[before.template_i].site_i][
+            problem.templates[after.template_i].site_i
+        ]
         if link is None:
             return None
         seconds.append(problem.cost_model.transfer_s(link, after.start, mode.micro_batch_size))

@@ -1,7 +1,7 @@
-"""The placement problem, stated once: device classes, candidate clusters, modes, capacity rows and side conditions.
+"""The placement problem, stated once: device classes, candidate clusters, modes, capacity rows, conditions.
 
-Solvers and the referee start from a `Problem`; everything they may choose from is listed here. One `BoundaryProblem`
-per administrative boundary, since training traffic never leaves a boundary (law 1).
+Solvers and the referee start from a `Problem`; everything they may choose from is listed here. One
+`BoundaryProblem` per administrative boundary, since training traffic never leaves a boundary (law 1).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class ObjectiveKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
-    """`tokens_per_s_min` is the target under which `price` (USD per hour of the devices in use) is minimised."""
+    """`tokens_per_s_min` is the target under which `price` (USD per hour of devices in use) is minimised."""
 
     kind: ObjectiveKind = ObjectiveKind.TOKENS
     tokens_per_s_min: float | None = None
@@ -72,7 +72,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Template:
-    """A candidate cluster with a strategy. `usage` counts devices taken per class, a dedicated spare included."""
+    """A candidate cluster with a strategy. `usage` counts devices taken per class, dedicated spares too."""
 
     template_i: int
     site_i: int

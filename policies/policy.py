@@ -1,4 +1,4 @@
-"""What an organisation allows: who may see what, how many must take part, what is held back, what it may cost.
+"""What an organisation allows: who may see what, how many must take part, what is held back, what it costs.
 
 Tiers are written by name; a higher position in the fleet's tier list is a higher clearance.
 """
@@ -42,7 +42,7 @@ class SpareRule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpillOver:
-    """Devices of `owners` are used only when the plan without them is infeasible or below `tokens_per_s_below`."""
+    """Devices of `owners` are used only where no plan without them exists or reaches `tokens_per_s_below`."""
 
     owners: tuple[str, ...]
     tokens_per_s_below: float | None = None

@@ -12,14 +12,17 @@ Legend: P columns, R capacity rows.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from ortools.linear_solver import pywraplp
 
 from planner.problem import BoundaryProblem, ObjectiveKind
 from planner.solve.boxes import Duals
 from planner.solve.columns import Column, Shape
 from planner.solve.tables import FloatArray
+
+if TYPE_CHECKING:
+    from ortools.linear_solver import pywraplp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,8 @@ class Master:
     """The growing linear program. Columns are only ever added; limits may be changed between solves."""
 
     def __init__(self, problem: BoundaryProblem, shape: Shape, penalty: float) -> None:
+        from ortools.linear_solver import pywraplp
+
         self._shape = shape
         self._price = problem.objective.kind is ObjectiveKind.PRICE
         self._solver = pywraplp.Solver.CreateSolver("GLOP")
@@ -87,7 +92,7 @@ class Master:
     def solve(self) -> MasterSolution:
         """Optimum over the columns so far."""
         status = self._solver.Solve()
-        if status not in (pywraplp.Solver.OPTIMAL, pywraplp.Solver.FEASIBLE):
+        if status not in (self._solver.OPTIMAL, self._solver.FEASIBLE):
             raise RuntimeError(f"GLOP ended with status {status}")
         sign = -1.0 if self._price else 1.0
         row_R = np.maximum(0.0, sign * np.array([row.dual_value() for row in self._rows]))
