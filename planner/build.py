@@ -56,6 +56,13 @@ def build_problem(
             "price-needs-target", "objective price has no tokens/s target", hint="give --tokens-per-s-min"
         )
     names = policy.boundaries if policy.boundaries is not None else fleet.boundaries
+    if objective.kind is ObjectiveKind.STEP_TIME and policy.replicas_min(num_boundaries=len(names)) > 1:
+        raise EchelonError(
+            "step-time-needs-one-replica",
+            f"objective step-time plans one replica per boundary, but {len(names)} boundaries need at least "
+            f"{policy.replicas_min(num_boundaries=len(names))} each",
+            hint="use objective tokens, or name a single boundary in the policy",
+        )
     if len(names) == 2 and not policy.accept_two_boundaries:
         raise PolicyRefusedError(
             "two-boundaries",

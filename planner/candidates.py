@@ -140,12 +140,17 @@ def build_cluster(fleet: Fleet, site: Site, classes: Sequence[DeviceClass], part
 
 
 def cluster_of(fleet: Fleet, site: Site, devices: tuple[Device, ...]) -> Cluster:
-    """A cluster of these devices: inside one host its link counts, else the slower of host and fabric."""
+    """A cluster of these devices: inside one host its link counts, else the slower of host and fabric.
+
+    Devices of several kinds always count as standing on several hosts: where a class of one kind shares hosts
+    with another is not part of the candidate rule, so no plan may rest on it.
+    """
     hosts = [fleet.host_by_id[host_id] for host_id in dict.fromkeys(device.host_id for device in devices)]
     tp_bytes_per_s = min(host.link_bytes_per_s for host in hosts)
     tp_latency_s = max(host.link_latency_s for host in hosts)
     inner = (tp_bytes_per_s, tp_latency_s)
-    if len(hosts) > 1:
+    mixed = len({_figures(device) for device in devices}) > 1
+    if len(hosts) > 1 or mixed:
         inner = (min(tp_bytes_per_s, site.fabric_bytes_per_s), max(tp_latency_s, site.fabric_latency_s))
     return Cluster(
         site=site,

@@ -32,7 +32,8 @@ class SpareRule:
 
     `pooled`: in every pool (devices of one type and tier inside one boundary) that has at least
     `pool_min_devices` devices, `per_pool` devices stay unused. `dedicated`: every stage holds back one more
-    device of its own (of the class in the cluster with the most memory).
+    device of its own (of the class in the cluster with the highest
+    clearance, then the most memory).
     """
 
     kind: SpareKind = SpareKind.NONE

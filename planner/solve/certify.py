@@ -16,6 +16,8 @@ from planner.solve.columns import Column
 from planner.solve.pricing import Priced, Pricer
 
 NARROWEST = 1.0 + 1e-7
+NARROW_SHARE = 0.1
+SWEEPS = 2.5
 TIGHTENING_STEPS = 12
 
 
@@ -68,9 +70,10 @@ class _Search:
         return self._split(box)
 
     def _cut(self, box: Box, theta: float) -> tuple[Cut, Priced]:
-        priced = self.pricer.run(box, self.duals, theta, 1.0, box.usage_2C)
+        usage_2C = box.usage_2C if theta > 0.0 else None
+        priced = self.pricer.run(box, self.duals, theta, 1.0, usage_2C)
         self._keep(priced.columns)
-        cut = Cut(time_weight=theta, price_weight=1.0, value=priced.value, usage_2C=box.usage_2C)
+        cut = Cut(time_weight=theta, price_weight=1.0, value=priced.value, usage_2C=usage_2C)
         box.cuts.append(cut)
         return cut, priced
 
@@ -97,15 +100,22 @@ class _Search:
         """Two boxes of equal ratio; a box too narrow to split keeps what it has and is closed for good."""
         high = box.upto_s
         if not isfinite(high):
-            high = max(2.0 * box.from_s, float(self.pricer.tables[box.table_i].load_E.max(initial=0.0)) * NARROWEST**2)
-        if box.from_s <= 0.0 or high / box.from_s < NARROWEST:
+            high = max(
+                2.0 * box.from_s,
+                float(self.pricer.tables[box.table_i].load_E.max(initial=0.0)) * NARROWEST**2,
+            )
+        narrowest = max(NARROWEST, 1.0 + NARROW_SHARE * self.tolerance)
+        if box.from_s <= 0.0 or high / box.from_s < narrowest:
             return []
         middle = sqrt(box.from_s * high)
         halves = []
         for low, upto in ((box.from_s, middle), (middle, box.upto_s)):
             half = self.pricer.new_box(box.table_i, low, upto)
             half.theta, half.usage_2C = box.theta, box.usage_2C
-            half.cuts = [self.pricer.fill_cut(half)]
+            if upto == box.upto_s:  # the same columns, so every cut stays what it is
+                half.fill_cut, half.cuts = box.fill_cut, list(box.cuts)
+            else:
+                half.cuts = [self.pricer.fill_cut(half)]
             halves.append(half)
         return halves
 
@@ -134,13 +144,16 @@ def certify(
         heapq.heappush(heap, (-search.vertex(box).worth, count, box))
         count += 1
     complete = False
+    steps = 0
     while heap:
         worth, _, box = heap[0]
         if -worth <= search.known * (1 + tolerance):
             complete = True
             break
-        if should_stop() or search.known > give_up_above:
+        swept = steps > SWEEPS * len(pricer.boxes)
+        if should_stop() or (swept and search.known > give_up_above):
             break
+        steps += 1
         heapq.heappop(heap)
         pieces = search.step(box)
         if not pieces:

@@ -12,7 +12,10 @@ from dataclasses import dataclass, field
 from math import inf, isfinite
 from typing import Any
 
+import numpy as np
+
 from planner.problem import BoundaryProblem, ObjectiveKind
+from planner.solve.bottleneck import is_bottleneck_problem, solve_bottleneck
 from planner.solve.boxes import Duals
 from planner.solve.closure import Enumerator, close, improve, slack_rule
 from planner.solve.columns import Column, Pool, Shape, build_shape, to_replica
@@ -20,13 +23,15 @@ from planner.solve.generation import Generated, Generator, cheapest_columns
 from planner.solve.labels import Budget, LabelLimitError
 from planner.solve.master import bound_of
 from planner.solve.packing import admissible, better, fill_greedily, pack, value_of
-from planner.solve.pricing import Pricer
 from planner.solve.proof import dual_proof, multipliers
 from planner.solve.result import BoundaryResult, Limits, Progress, Status, excess_frac
 from planner.solve.tables import build_signatures, build_tables
+from planner.solve.team import Team
 
-TOLERANCES = (0.01, 0.003, 0.001, 0.0003)
+TOLERANCES = (0.005, 0.002, 0.0007, 0.0002)
+REFINEMENTS = ((0.93, 1.12), (0.97, 1.04))
 PACKED_COLUMNS = 2500
+CERTIFICATES = 8
 SMALL_FLEET = 24
 LABELS_MAX = 3_000_000
 
@@ -100,6 +105,13 @@ class _Solve:
     def good_enough(self) -> bool:
         return self.excess() <= max(self.limits.max_excess_frac, 1e-9)
 
+    def first_plan(self, generator: Generator, duals: Duals) -> None:
+        """The first replicas put together greedily."""
+        real = [column for column in generator.pool.columns if column.real]
+        if real:
+            greedy = fill_greedily(self.problem, self.shape, real, np.zeros(len(real)), duals.price_C)
+            self.offer(tuple(greedy), "first replicas")
+
     def plan(self, generator: Generator, generated: Generated) -> None:
         """Look for a better plan in the pool: rounding first, then CP-SAT."""
         duals = generated.solution.duals
@@ -157,40 +169,49 @@ class _Solve:
         )
 
 
-def solve_boundary(problem: BoundaryProblem, limits: Limits) -> BoundaryResult:
+def solve_boundary(problem: BoundaryProblem, limits: Limits, *, processes: int = 2) -> BoundaryResult:
     """Best set of replicas found and a bound that no set passes."""
+    if is_bottleneck_problem(problem):
+        return solve_bottleneck(problem, limits)
     run = _Solve(problem, limits, time.monotonic())
-    pricer = Pricer(problem, run.shape, build_tables(problem, build_signatures(problem)))
-    generator = Generator(problem, run.shape, pricer, Pool())
-    if not pricer.any_path():
-        return _no_replica(problem, generator)
-    duals = generator.seed()
-    real = [column for column in generator.pool.columns if column.real]
-    worth_P = [generator.pricer.worth(column, duals) for column in real]
-    if real:
-        import numpy as np
+    small = sum(c.num_devices for c in problem.classes) <= SMALL_FLEET
+    tables = build_tables(problem, build_signatures(problem))
+    team = Team(problem, run.shape, tables, processes=1 if small else processes)
+    try:
+        return _solve(run, Generator(problem, run.shape, team, Pool()), small=small)
+    finally:
+        team.close()
 
-        greedy = fill_greedily(problem, run.shape, real, np.zeros(len(real)), duals.price_C)
-        run.offer(tuple(greedy), f"first of {len(worth_P)} replicas")
+
+def _solve(run: _Solve, generator: Generator, *, small: bool) -> BoundaryResult:
+    """Column generation, then plans and certificates in turn."""
+    limits = run.limits
+    if not generator.pricer.any_path():
+        return _no_replica(run.problem, generator)
+    duals = generator.seed(run.should_stop)
+    run.first_plan(generator, duals)
     generated = generator.run(duals, rounds=limits.rounds, should_stop=run.stop_after(0.35))
     generator.drop_relaxed()
-    duals = generated.solution.duals
-    small = sum(c.num_devices for c in problem.classes) <= SMALL_FLEET
+    generated = generator.run(generated.solution.duals, rounds=limits.rounds, should_stop=run.stop_after(0.45))
     if small and _close(run, generator):
         return run.closed()
+    for near_frac, ratio in REFINEMENTS:
+        run.plan(generator, generated)
+        generator.refine(near_frac, ratio)
+        generated = generator.run(generated.solution.duals, rounds=limits.rounds, should_stop=run.stop_after(0.6))
     for tolerance in TOLERANCES:
-        for _ in range(3):
-            generated = generator.run(duals, rounds=limits.rounds, should_stop=run.stop_after(0.55))
-            duals = generated.solution.duals
+        for attempt in range(CERTIFICATES):
             run.plan(generator, generated)
+            duals = generator.floored(generated.solution.duals)
             certified, bound = generator.certify(
-                duals, tolerance=tolerance, should_stop=run.should_stop, give_up=run.best.bound is not None
+                duals, tolerance=tolerance, should_stop=run.should_stop, give_up=attempt + 1 < CERTIFICATES
             )
-            run.prove(bound, dual_proof(problem, certified, bound), duals, f"certificate within {tolerance:.2%}")
+            run.prove(bound, dual_proof(run.problem, certified, bound), duals, f"certificate within {tolerance:.2%}")
             if run.good_enough() or run.should_stop():
                 return run.result("good-enough" if run.good_enough() else "limits")
-            if certified.complete and certified.factor <= generator.known_worth(duals) * (1 + 2 * tolerance):
+            if certified.complete and certified.factor <= 1.0 + 2.0 * tolerance:
                 break
+            generated = generator.run(duals, rounds=limits.rounds, should_stop=run.stop_after(0.9))
     return run.result("tolerance")
 
 
@@ -209,7 +230,7 @@ def _close(run: _Solve, generator: Generator) -> bool:
             solution = generator.master()
             factor = generator.unit_worth(solution)
             rule = slack_rule(problem, solution.duals, factor)
-            scale = rule.speed_weight * max(column.tokens_per_s for column in generator.pool.columns)
+            scale = rule.speed_weight * max((c.tokens_per_s for c in generator.pool.columns), default=1.0)
             columns = improve(enumerator, rule, -depth * scale, budget)
             generator.pool.extend(columns)
             if not columns and depth <= 1e-9:

@@ -5,20 +5,21 @@ Legend: P columns of the pool, C device classes, R capacity rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from planner.problem import BoundaryProblem, ObjectiveKind
-from planner.solve.boxes import Box, Duals
-from planner.solve.certify import Certified, certify
+from planner.solve.boxes import Duals
+from planner.solve.certify import Certified
 from planner.solve.columns import Column, Pool, Shape
 from planner.solve.master import Master, MasterSolution, bound_of, mixed
-from planner.solve.pricing import Pricer
 from planner.solve.tables import FloatArray
+from planner.solve.team import CertifyTask, RefineTask, RoundTask, Team
 
 INERTIA = 0.4
+PRICE_FLOOR = 0.03
 TOLERANCE = 3e-4
 NEAR_FRAC = 0.9
 FULL_EVERY = 4
@@ -35,18 +36,21 @@ class Generated:
 class Generator:
     """Column generation for one boundary. The pool only grows; `certify` is the only source of bounds."""
 
-    def __init__(self, problem: BoundaryProblem, shape: Shape, pricer: Pricer, pool: Pool) -> None:
+    def __init__(self, problem: BoundaryProblem, shape: Shape, team: Team, pool: Pool) -> None:
         self.problem = problem
         self.shape = shape
-        self.pricer = pricer
+        self.team = team
+        self.pricer = team.local
         self.pool = pool
         self.minimise = problem.objective.kind is ObjectiveKind.PRICE
         self._added = 0
         self._master: Master | None = None
         self._usage_PC = np.zeros((0, shape.devices_C.size), dtype=np.int64)
         self._rate_P = np.zeros(0)
+        self._top = np.inf
+        self._floor_R = np.zeros(len(problem.rows))
 
-    def seed(self) -> Duals:
+    def seed(self, should_stop: Callable[[], bool]) -> Duals:
         """First multipliers: a device is worth its rate; paths priced with them start the pool."""
         dtype = self.problem.workload.job.dtype
         rate_C = np.array([c.device.rate_flop_per_s(dtype) for c in self.problem.classes])
@@ -55,11 +59,20 @@ class Generator:
         price_C = np.where(rate_C > 0.0, rate_C, rate_C[rate_C > 0.0].min())
         duals = self._from_class_prices(np.asarray(price_C, dtype=np.float64))
         known = self._first_worth(duals)
-        for box in self.pricer.boxes:
-            columns = self.pricer.price_box(box, duals, known, learn=False)
-            self.pool.extend(columns)
-            known = max(known, self.known_worth(duals))
-        return self._from_class_prices(duals.price_C * known)
+        self._round(duals, known, 0.0, should_stop)
+        seed = self._from_class_prices(price_C * max(known, self.known_worth(duals)))
+        self._floor_R = PRICE_FLOOR * seed.row_R
+        return seed
+
+    def floored(self, duals: Duals) -> Duals:
+        """Multipliers with a small price on devices the master has too many of.
+
+        Replicas of free devices would be worth infinitely much; the price costs the bound next to nothing.
+        """
+        usd_C = self.shape.usd_C if self.minimise else 0.0
+        row_R = np.maximum(duals.row_R, self._floor_R)
+        price_C = np.asarray(row_R @ self.shape.coefficient_RC + usd_C, dtype=np.float64)
+        return Duals(row_R=row_R, rho=duals.rho, nu=duals.nu, price_C=price_C)
 
     def _first_worth(self, duals: Duals) -> float:
         """Worth of the quickest path of all, to have a scale for angles."""
@@ -109,11 +122,11 @@ class Generator:
         price_P = self._usage_PC @ duals.price_C + duals.rho
         return float(((self._rate_P + duals.nu) / np.maximum(price_P, 1e-300)).max())
 
-    def round(self, boxes: Sequence[Box], duals: Duals) -> int:
-        """Price some boxes; returns how many new columns came."""
-        worth = self.known_worth(duals)
-        learn = self.pool.real_only
-        return sum(self.pool.extend(self.pricer.price_box(box, duals, worth, learn=learn)) for box in boxes)
+    def _round(self, duals: Duals, worth: float, least_worth: float, should_stop: Callable[[], bool]) -> int:
+        """Price the boxes worth at least so much last time; returns how many new columns came."""
+        task = RoundTask(duals=duals, worth=worth, least_worth=least_worth, learn=self.pool.real_only)
+        columns, self._top = self.team.round(task, should_stop)
+        return self.pool.extend(columns)
 
     def run(self, duals: Duals, *, rounds: int, should_stop: Callable[[], bool]) -> Generated:
         """Rounds of master and pricing until a full round at the master's own multipliers brings nothing new.
@@ -127,15 +140,18 @@ class Generator:
             if should_stop():
                 break
             full = inertia == 0.0 or number % FULL_EVERY == 0
-            duals = mixed(self.shape, solution.duals, duals, inertia, usd_C)
-            top = max((box.worth for box in self.pricer.boxes if box.worth < np.inf), default=0.0)
-            self.round([b for b in self.pricer.boxes if full or b.worth >= NEAR_FRAC * top], duals)
+            duals = self.floored(mixed(self.shape, solution.duals, duals, inertia, usd_C))
+            self._round(duals, self.known_worth(duals), 0.0 if full else NEAR_FRAC * self._top, should_stop)
             improving = self.known_worth(solution.duals) > self.unit_worth(solution) * (1.0 + TOLERANCE)
             if not improving and inertia == 0.0:
                 return Generated(solution=solution, converged=True)
             inertia = INERTIA if improving else 0.0
             solution = self.master()
         return Generated(solution=solution, converged=False)
+
+    def refine(self, near_frac: float, ratio: float) -> None:
+        """Narrower boxes where replicas come near the best worth."""
+        self.team.refine(RefineTask(least_worth=near_frac * self._top, ratio=ratio))
 
     def unit_worth(self, solution: MasterSolution) -> float:
         """Worth of the replicas the master uses: 1, or tokens/s per USD at the price of the target."""
@@ -153,14 +169,13 @@ class Generator:
         With `give_up` it ends early once a replica turns up that is clearly worth more than any known one.
         """
         known = self.known_worth(duals)
-        certified = certify(
-            self.pricer,
-            duals,
+        task = CertifyTask(
+            duals=duals,
             known=known,
             tolerance=tolerance,
-            should_stop=should_stop,
-            give_up_above=known * (1.0 + 4.0 * tolerance) if give_up else np.inf,
+            give_up_above=known * (1.0 + tolerance) if give_up else np.inf,
         )
+        certified = self.team.certify(task, should_stop)
         self.pool.extend(certified.columns)
         return certified, bound_of(self.problem, self.shape, duals, certified.factor)
 

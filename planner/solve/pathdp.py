@@ -81,7 +81,7 @@ def build_view(tables: ModeTables, upto_s: float) -> BoxView:
     present_G[cell_P % num_signatures] = True
     used_W = np.flatnonzero(present_G[tables.signatures.window_LW].any(axis=0))
     num_lengths = int(used_W[-1]) + 1 if used_W.size else 1
-    linked_BSS = np.isfinite(tables.transfer_BSS) & (tables.formula.repeats * tables.transfer_BSS <= upto_s)
+    linked_BSS = np.isfinite(tables.transfer_BSS) & (hop_loads_s(tables) <= upto_s)
     return BoxView(
         tables=tables,
         upto_s=upto_s,
@@ -93,6 +93,13 @@ def build_view(tables: ModeTables, upto_s: float) -> BoxView:
         window_LW=np.ascontiguousarray(tables.signatures.window_LW[:, :num_lengths], dtype=np.int32),
         transfer_BSS=np.where(linked_BSS, tables.transfer_BSS, np.inf).astype(np.float32),
     )
+
+
+def hop_loads_s(tables: ModeTables) -> FloatArray:
+    """Load of every link: repeats times its transfer seconds, infinite without a link."""
+    finite_BSS = np.isfinite(tables.transfer_BSS)
+    loads_BSS = tables.formula.repeats * np.where(finite_BSS, tables.transfer_BSS, 0.0)
+    return np.where(finite_BSS, loads_BSS, np.inf)
 
 
 def run_path_dp(view: BoxView, time_weight: float, price_J: FloatArray, credit_S: FloatArray) -> PathDp:
@@ -215,7 +222,7 @@ def least_load(tables: ModeTables) -> float:
         cell_P = tables.cell_E[start_P]
         flat_P = cell_P + cell_P // num_signatures
         cell_QSG.reshape(-1)[flat_P] = np.minimum.reduceat(tables.load_E, start_P)
-    hop_BSS = tables.formula.repeats * tables.transfer_BSS[:num_layers]
+    hop_BSS = hop_loads_s(tables)[:num_layers]
     onward_SB = np.full((num_sites, num_layers + 1), np.inf)
     onward_SB[:, num_layers] = 0.0
     best = np.inf

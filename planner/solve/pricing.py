@@ -1,9 +1,10 @@
-"""Pricing of replicas: one scalarised shortest path per load box, tightened by visit multipliers where needed.
+"""Pricing of replicas: one scalarised shortest path per load box, tightened by usage multipliers.
 
-A relaxed path may use a class more often than it has devices. Usage multipliers make that dear without making any real
-path dearer; they are raised along the violation (Polyak steps) and remembered per box. There are two for each class:
-one charged per visit to the class's site, with N_c handed back per visit, and one charged over the whole path, with
-N_c handed back once. The first is strong where a path stays in one site, the second where it comes back.
+A relaxed path may use a class more often than it has devices. Usage multipliers make that dear without
+making any real path dearer; they are found by cutting planes and remembered per box. There are two for each
+class: one charged per visit to the class's site, with N_c handed back per visit, and one charged over the
+whole path, with N_c handed back once. The first is strong where a path stays in one site, the second where it
+comes back.
 
 Legend: C device classes, S sites; `usage_2C` holds the visit multipliers and the once multipliers.
 """
@@ -12,12 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf, isfinite
+from math import ceil, inf, isfinite, log
 
 import numpy as np
 
 from planner.problem import BoundaryProblem
 from planner.solve.boxes import Box, Cut, Duals, Vertex, box_edges, tangent
+from planner.solve.bundle import UsageBundle
 from planner.solve.columns import Column, Shape, column_of
 from planner.solve.pathdp import BoxView, best_starts, build_view, least_load, run_path_dp
 from planner.solve.tables import FloatArray, ModeTables
@@ -61,8 +63,25 @@ class Pricer:
 
     def any_path(self) -> bool:
         """Whether any replica exists, even in the relaxation."""
-        return any(isfinite(box.upto_s) or self.view(box).entry_E.size > 0 and self.fill_cut(box).value < inf
-                   for box in self.boxes)
+        return any(self.view(box).entry_E.size > 0 and self.fill_cut(box).value < inf for box in self.boxes)
+
+    def refine(self, least_worth: float, ratio: float) -> None:
+        """Cut boxes worth at least `least_worth` into equal parts whose edges are within `ratio`."""
+        boxes: list[Box] = []
+        for box in self.boxes:
+            wide = isfinite(box.upto_s) and box.from_s > 0.0 and box.upto_s > box.from_s * ratio
+            if not wide or box.worth < least_worth:
+                boxes.append(box)
+                continue
+            parts = ceil(log(box.upto_s / box.from_s) / log(ratio))
+            edges = [box.from_s * (box.upto_s / box.from_s) ** (k / parts) for k in range(parts)] + [
+                box.upto_s
+            ]
+            for low, high in zip(edges, edges[1:], strict=False):
+                part = self.new_box(box.table_i, low, high)
+                part.theta, part.usage_2C, part.worth = box.theta, box.usage_2C, box.worth
+                boxes.append(part)
+        self.boxes = boxes
 
     def new_box(self, table_i: int, from_s: float, upto_s: float) -> Box:
         """A box nothing is known about yet."""
@@ -78,27 +97,6 @@ class Pricer:
         view = self._views.pop(key, None)
         if view is None:
             view = build_view(self.tables[table_i], upto_s)
-            self._view_bytes += view.num_bytes
-            while self._view_bytes > VIEW_BYTES_MAX and self._views:
-                self._view_bytes -= self._views.pop(next(iter(self._views))).num_bytes
-        self._views[key] = view
-        return view
-
-    def any_path(self) -> bool:
-        """Whether any replica exists, even in the relaxation."""
-        return any(isfinite(box.upto_s) or self.view(box).entry_E.size > 0 and self.fill_cut(box).value < inf
-                   for box in self.boxes)
-
-    def new_box(self, table_i: int, from_s: float, upto_s: float) -> Box:
-        """A box nothing is known about yet."""
-        return Box(table_i=table_i, from_s=from_s, upto_s=upto_s)
-
-    def view(self, box: Box) -> BoxView:
-        """The box's part of the tables, kept for the most recently used boxes."""
-        key = (box.table_i, box.upto_s)
-        view = self._views.pop(key, None)
-        if view is None:
-            view = build_view(self.tables[box.table_i], box.upto_s)
             self._view_bytes += view.num_bytes
             while self._view_bytes > VIEW_BYTES_MAX and self._views:
                 self._view_bytes -= self._views.pop(next(iter(self._views))).num_bytes
@@ -133,12 +131,12 @@ class Pricer:
         return box.fill_cut
 
     def worth(self, column: Column, duals: Duals) -> float:
-        """h of a replica at its true step time."""
+        """H of a replica at its true step time."""
         price = float(duals.price_C @ column.usage_C) + duals.rho
         return inf if price <= 0.0 else (column.tokens_per_s + duals.nu) / price
 
     def overuse_2C(self, column: Column) -> FloatArray:
-        """Subgradient of the usage terms: devices used less N_c per visit to the class's site, and less N_c once."""
+        """Devices used less N_c per visit to the class's site, and less N_c once: slopes of the usage terms."""
         sites = [self.problem.templates[stage.template_i].site_i for stage in column.stages]
         visits_S = np.zeros(self.shape.num_sites)
         for i, site_i in enumerate(sites):
@@ -148,7 +146,7 @@ class Pricer:
         return np.stack([per_visit_C, column.usage_C - self.shape.devices_C]).astype(np.float64)
 
     def raise_usage(self, usage_2C: FloatArray | None, column: Column, shortfall: float) -> FloatArray | None:
-        """One Polyak step towards lifting the relaxed value by `shortfall`; None when no class is overused."""
+        """One Polyak step towards lifting the value by `shortfall`; None when no class is overused."""
         slope_2C = self.overuse_2C(column)
         old_2C = np.zeros_like(slope_2C) if usage_2C is None else usage_2C
         slope_2C[(old_2C <= 0.0) & (slope_2C < 0.0)] = 0.0
@@ -158,7 +156,7 @@ class Pricer:
         return np.maximum(old_2C + shortfall / norm * slope_2C, 0.0)
 
     def theta(self, box: Box, worth: float) -> float:
-        """A good price per second before anything is known: the tangent at the remembered or the cheapest corner."""
+        """A good price per second to start with: the remembered tangent, or that of the quickest path."""
         if box.theta is not None:
             return box.theta
         vertex = Vertex(worth=worth, fill_s=self.fill_cut(box).value, price=0.0)
@@ -190,31 +188,36 @@ class Pricer:
     def tighten(
         self, box: Box, duals: Duals, theta: float, worth: float, start: Priced, steps: int
     ) -> tuple[list[Cut], list[Column]]:
-        """Raise visit multipliers from the box's own until a real path comes first or no worth above `worth` is left.
+        """Search usage multipliers until a real path comes first or no worth above `worth` is left.
 
-        Returns cuts of increasing value and all paths met. The box remembers the best multipliers, or none when
-        nothing was gained.
+        Returns cuts of increasing value and all paths met. The box remembers the best multipliers, or none
+        when nothing was gained.
         """
         cuts: list[Cut] = []
         columns: list[Column] = []
-        first, value, best = start.columns[0], start.value, start.value
-        usage_2C = box.usage_2C
+        first, best = start.columns[0], start.value
+        target = theta * first.fill_s + self._fair_price(box, duals, first, worth)
+        cap = 4.0 * abs(target) / max(1.0, float(self.shape.devices_C.min()))
+        bundle = UsageBundle(self.shape.devices_C.size, cap)
+        usage_2C, fresh = box.usage_2C, start.columns
         for _ in range(steps):
-            step_s = box.from_s + first.fill_s
-            fair_price = (self.problem.tokens_per_step / step_s + duals.nu) / worth - duals.rho
-            raised_2C = self.raise_usage(usage_2C, first, theta * first.fill_s + fair_price - value)
-            if raised_2C is None:
+            for column in fresh:
+                cost = theta * column.fill_s + float(duals.price_C @ column.usage_C)
+                bundle.add(cost, self.overuse_2C(column))
+            proposal = bundle.propose(usage_2C)
+            if proposal is None or proposal[1] <= best + 0.05 * (target - best):
                 break
-            usage_2C = raised_2C
-            priced = self.run(box, duals, theta, 1.0, usage_2C)
-            columns += priced.columns
-            first, value = priced.columns[0], priced.value
-            if value > best * (1 + 1e-9) + 1e-12:
-                best = value
-                box.usage_2C = usage_2C
-                cuts.append(Cut(time_weight=theta, price_weight=1.0, value=value, usage_2C=usage_2C))
-            if first.real:
+            priced = self.run(box, duals, theta, 1.0, proposal[0])
+            fresh = priced.columns
+            columns += fresh
+            if priced.value > best:
+                best, usage_2C = priced.value, proposal[0]
+                cuts.append(Cut(time_weight=theta, price_weight=1.0, value=best, usage_2C=usage_2C))
+            if fresh[0].real or best >= target:
                 break
-        if not cuts:
-            box.usage_2C = None
+        box.usage_2C = usage_2C if cuts else None
         return cuts, columns
+
+    def _fair_price(self, box: Box, duals: Duals, column: Column, worth: float) -> float:
+        """The price at which a path with this fill time would be worth no more than `worth`."""
+        return (self.problem.tokens_per_step / (box.from_s + column.fill_s) + duals.nu) / worth - duals.rho

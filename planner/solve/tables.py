@@ -97,7 +97,7 @@ def build_signatures(problem: BoundaryProblem) -> Signatures:
 
 
 def build_tables(problem: BoundaryProblem, signatures: Signatures) -> tuple[ModeTables, ...]:
-    """Tables of every mode; strategies that another on the same devices beats in busy time and load are left out."""
+    """Tables of every mode, less strategies that another on the same devices beats in busy time and load."""
     return tuple(_mode_tables(problem, mode, signatures) for mode in problem.modes)
 
 
@@ -147,8 +147,9 @@ def _undominated(tables: Sequence[StageTable], formula: StepFormula) -> tuple[Fl
     """Busy time and load per strategy, infinite where an earlier or better strategy is nowhere worse."""
     busy_JKQ = np.stack([t.busy_s_KQ for t in tables])
     sync_JKQ = np.stack([t.sync_s_KQ for t in tables]) if formula.sync else np.zeros_like(busy_JKQ)
-    load_JKQ = formula.repeats * busy_JKQ + sync_JKQ
     keep_JKQ = np.isfinite(busy_JKQ)
+    load_JKQ = formula.repeats * np.where(keep_JKQ, busy_JKQ, 0.0) + sync_JKQ
+    load_JKQ[~keep_JKQ] = np.inf
     for i in range(len(tables)):
         for j in range(len(tables)):
             if i != j:

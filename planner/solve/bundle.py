@@ -1,0 +1,74 @@
+"""Usage multipliers by cutting planes: the best lower bound over the paths seen so far, found by a small LP.
+
+    max  eta   s.t.   eta <= cost_p + sum_k lambda_k * overuse_pk   for every path p,   0 <= lambda <= cap
+
+Each path is linear in the multipliers, so the LP value bounds from above what any multipliers can reach. The
+next multipliers lie between the best ones and the LP's, which keeps the search from jumping between corners.
+
+Legend: P paths, C device classes; `usage_2C` holds visit and once multipliers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from planner.solve.tables import FloatArray
+
+if TYPE_CHECKING:
+    from ortools.linear_solver import pywraplp
+
+TOWARDS_LP = 0.6
+
+
+class UsageBundle:
+    """Paths of one box at one angle, and the multipliers they suggest."""
+
+    def __init__(self, num_classes: int, cap: float) -> None:
+        self._num_classes = num_classes
+        self._cap = cap
+        self._costs: list[float] = []
+        self._overuse: list[FloatArray] = []
+
+    def add(self, cost: float, overuse_2C: FloatArray) -> None:
+        """A path: its cost without multipliers, and its overuse per multiplier."""
+        self._costs.append(cost)
+        self._overuse.append(overuse_2C.reshape(-1))
+
+    def propose(self, best_2C: FloatArray | None) -> tuple[FloatArray, float] | None:
+        """Multipliers to try next and the most that any could reach; None when no path overuses anything."""
+        overuse_PK = np.array(self._overuse)
+        active = np.flatnonzero((overuse_PK > 0.0).any(axis=0))
+        if active.size == 0:
+            return None
+        solver = self._program(overuse_PK, active)
+        variables = solver.variables()
+        lp_K = np.zeros(2 * self._num_classes)
+        lp_K[active] = [variables[i].solution_value() for i in range(active.size)]
+        reach = float(solver.Objective().Value())
+        lp_2C = lp_K.reshape(2, self._num_classes)
+        if best_2C is None:
+            return TOWARDS_LP * lp_2C, reach
+        return (1.0 - TOWARDS_LP) * best_2C + TOWARDS_LP * lp_2C, reach
+
+    def _program(self, overuse_PK: FloatArray, active: np.ndarray) -> pywraplp.Solver:
+        from ortools.linear_solver import pywraplp
+
+        solver = pywraplp.Solver.CreateSolver("GLOP")
+        multipliers = [solver.NumVar(0.0, self._cap, "") for _ in active]
+        eta = solver.NumVar(-solver.infinity(), solver.infinity(), "eta")
+        for cost, overuse_K in zip(self._costs, overuse_PK, strict=True):
+            row = solver.Constraint(-solver.infinity(), cost)
+            row.SetCoefficient(eta, 1.0)
+            for variable, k in zip(multipliers, active, strict=True):
+                if overuse_K[k] != 0.0:
+                    row.SetCoefficient(variable, -float(overuse_K[k]))
+        solver.Objective().SetCoefficient(eta, 1.0)
+        # among equal bounds the smallest multipliers
+        scale = 1e-9 * (1.0 + max(abs(cost) for cost in self._costs)) / max(self._cap, 1e-12)
+        for variable in multipliers:
+            solver.Objective().SetCoefficient(variable, -scale)
+        solver.Objective().SetMaximization()
+        solver.Solve()
+        return solver
