@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,6 +33,23 @@ from measured_instances import (  # noqa: E402
 def percent(errors: FloatArray) -> str:
     """Mean and median absolute error."""
     return f"mean {100 * np.abs(errors).mean():5.2f} %  median {100 * np.median(np.abs(errors)):5.2f} %"
+
+
+def figures() -> dict[str, Any]:
+    """The errors that the targets speak of, as fractions."""
+    _, time_frac, memory_frac = opt350_errors()
+    runs = a100_runs()
+    several = several_R(runs)
+    error_frac_R = cross_validate(runs, A100, seed=0).error_frac_R
+    return {
+        "gh200_step_time_frac": float(np.abs(time_frac).mean()),
+        "gh200_memory_frac": float(np.abs(memory_frac).mean()),
+        "gh200_memory_under_frac": float(-memory_frac.min()),
+        "a100_one_host_frac": float(np.abs(error_frac_R[~several]).mean()),
+        "a100_many_hosts_frac": float(np.abs(error_frac_R[several]).mean()),
+        "a100_many_hosts_interval_frac": [float(x) for x in bootstrap_interval(error_frac_R[several])],
+        "num_many_hosts_runs": int(several.sum()),
+    }
 
 
 def print_gh200() -> None:

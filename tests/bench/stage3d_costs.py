@@ -186,7 +186,9 @@ class Stage3dCostModel:
         busy_s_KQ = compute_s_KQ / strategy.dp + exchange_s_K[:, None]
         return StageTable(busy_s_KQ=busy_s_KQ, sync_s_KQ=np.zeros_like(busy_s_KQ))
 
-    def _compute_seconds(self, degree: int, intervals: tuple[Interval, ...], in_flight_max: int) -> FloatArray:
+    def _compute_seconds(
+        self, degree: int, intervals: tuple[Interval, ...], in_flight_max: int
+    ) -> FloatArray:
         """Least seconds on one rank that fit, by in-flight count; the longest table asked for is kept."""
         known_s_KQ = self._compute_s.get((degree, intervals))
         if known_s_KQ is None or known_s_KQ.shape[1] < in_flight_max:
