@@ -6,8 +6,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -37,7 +35,7 @@ from planner.cli.solve_options import (
     parse_deadline,
     parse_frac,
 )
-from policies.errors import ExcessTooLargeError, InfeasibleError
+from policies.errors import ExcessTooLargeError, InfeasibleError, NoPlanInTimeError
 
 if TYPE_CHECKING:
     from planner.canonical import Inputs
@@ -45,6 +43,7 @@ if TYPE_CHECKING:
     from planner.solving import Answer, Request
 
 MAX_EXCESS_FRAC = 0.001
+EXPLAIN_SECONDS = 15.0
 
 
 def register(app: typer.Typer) -> None:
@@ -142,21 +141,23 @@ def _request(
 
 
 def _solved(inputs: Inputs, request: Request, limits: Limits) -> Answer:
-    """The answer; a proof of infeasibility is put in the fleet's own words where that can be done."""
-    from planner.solving import solve_inputs
+    """The answer; that there is none is confirmed by a second method and put in the fleet's own words."""
+    from planner.explain.infeasible import error_of, explain_infeasible, refuted
+    from planner.solving import problem_of, solve_inputs
 
-    try:
-        return solve_inputs(inputs, request, limits)
-    except InfeasibleError:
-        if find_spec("planner.explain") is None:
-            raise
-        from planner.solving import problem_of
-
-        explain = import_module("planner.explain").explain_infeasible
-        error = explain(problem_of(inputs, request))
-        if not isinstance(error, InfeasibleError):
-            raise
-        raise error from None
+    problem = problem_of(inputs, request)
+    ended: InfeasibleError | NoPlanInTimeError
+    if refuted(problem):
+        ended = InfeasibleError("infeasible", "no placement satisfies all rules")
+    else:
+        try:
+            return solve_inputs(inputs, request, limits)
+        except (InfeasibleError, NoPlanInTimeError) as error:
+            if limits.should_stop():
+                raise
+            ended = error
+    explanation = explain_infeasible(problem, rule=request.rule, deadline_s=EXPLAIN_SECONDS)
+    raise error_of(explanation, ended)
 
 
 def _tell(

@@ -1,0 +1,189 @@
+"""Whether a boundary can be planned at all: an answer with its method, or an honest "not decided".
+
+"Possible" is told only with replicas that the cost model itself has priced; "impossible" rests on exact
+reachability over device counts, on device weights, or on a bound on speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from planner.explain.reach import Reached, countable, most_replicas, reach, witness
+from planner.explain.weights import Weighing, weigh
+from planner.objective import Replica
+from planner.problem import BoundaryProblem, ObjectiveKind
+from planner.solve.registry import solver
+from planner.solve.result import BoundaryResult, Limits, Progress, Status
+from planner.solve.small_master import count_max_of
+
+SOLVE_SECONDS = 8.0
+TOLERANCE_FRAC = 1e-9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """`possible` is None when neither was proven; `method` says how it was decided.
+
+    `num_replicas` were found together where `wanted` were asked for, and no more exist when `exact`.
+    `lowest` is the first layer of the longest tail of the chain that can be held. `best_tokens_per_s` and
+    `bound_tokens_per_s` are given where a target was judged.
+    """
+
+    possible: bool | None
+    method: str
+    wanted: int
+    num_replicas: int = 0
+    exact: bool = False
+    lowest: int | None = None
+    reached: Reached | None = None
+    weighing: Weighing | None = None
+    best_tokens_per_s: float | None = None
+    bound_tokens_per_s: float | None = None
+    result: BoundaryResult | None = None
+
+
+def judge(
+    problem: BoundaryProblem,
+    *,
+    thorough: bool = True,
+    stop: Callable[[], bool] = lambda: False,
+    deadline_s: float = SOLVE_SECONDS,
+) -> Judgement:
+    """Whether the boundary's replicas exist within every row, and reach the target where there is one.
+
+    Without `thorough` it ends with the first replicas that will do, and lists no others.
+    """
+    wanted = max(1, problem.replicas_min)
+    if wanted > count_max_of(problem) or not any(mode.templates for mode in problem.modes):
+        # Numbers of devices and replicas alone decide; what a replica needs is still worth knowing.
+        found = reach(problem) if countable(problem) else None
+        lowest = None if found is None else found.lowest
+        return Judgement(
+            possible=False, method="counting", wanted=wanted, num_replicas=0, lowest=lowest, reached=found
+        )
+    counts = (
+        _counted(problem, wanted, thorough)
+        if countable(problem)
+        else _weighed(problem, wanted, stop, deadline_s)
+    )
+    if counts.possible and problem.objective.kind is ObjectiveKind.PRICE:
+        return _with_target(problem, counts, stop, deadline_s)
+    return counts
+
+
+def _counted(problem: BoundaryProblem, wanted: int, thorough: bool) -> Judgement:
+    """By listing which device counts hold a replica: exact both ways."""
+
+    def enough(minimal: tuple[tuple[int, ...], ...]) -> bool:
+        return not thorough and most_replicas(problem, minimal, wanted)[0] >= wanted
+
+    found = reach(problem, enough=enough)
+    number, usages = most_replicas(problem, found.minimal, wanted)
+    possible: bool | None = number >= wanted
+    if possible and not _priced(problem, [witness(found, usage) for usage in usages]):
+        possible = None
+    return Judgement(
+        possible=possible,
+        method="reachability over device counts",
+        wanted=wanted,
+        num_replicas=number,
+        exact=True,
+        lowest=found.lowest,
+        reached=found,
+    )
+
+
+def _priced(problem: BoundaryProblem, replicas: Sequence[Replica | None]) -> bool:
+    """Whether all replicas run, and together keep every capacity row."""
+    used: dict[int, int] = {}
+    for replica in replicas:
+        if replica is None:
+            return False
+        for class_i, count in replica.usage:
+            used[class_i] = used.get(class_i, 0) + count
+    return all(
+        sum(k * used.get(c, 0) for c, k in row.coefficients)
+        <= row.limit + TOLERANCE_FRAC * max(1.0, abs(row.limit))
+        for row in problem.rows
+    )
+
+
+def _weighed(problem: BoundaryProblem, wanted: int, stop: Callable[[], bool], deadline_s: float) -> Judgement:
+    """By device weights; where they refute nothing, by the first plan a solver finds."""
+    loose = reach(problem, counted=False)
+    if loose.lowest > 0:
+        return Judgement(
+            possible=False,
+            method="reachability with endless devices",
+            wanted=wanted,
+            exact=True,
+            lowest=loose.lowest,
+        )
+    weighing = weigh(problem, wanted)
+    if weighing.refutes(wanted):
+        return Judgement(
+            possible=False,
+            method="device weights",
+            wanted=wanted,
+            num_replicas=int(weighing.most + 1e-6),
+            lowest=0,
+            weighing=weighing,
+        )
+    plain = replace(problem, objective=replace(problem.objective, kind=ObjectiveKind.TOKENS))
+    result = first_plan(plain, lambda _value: True, stop, deadline_s)
+    found = bool(result.replicas) and _priced(problem, result.replicas)
+    return Judgement(
+        possible=True if found else None,
+        method="a plan found" if found else "nothing proven in time",
+        wanted=wanted,
+        num_replicas=len(result.replicas),
+        lowest=0,
+        weighing=weighing,
+    )
+
+
+def first_plan(
+    problem: BoundaryProblem,
+    enough: Callable[[float], bool],
+    stop: Callable[[], bool],
+    deadline_s: float,
+    *,
+    hopeless: Callable[[float], bool] = lambda _bound: False,
+) -> BoundaryResult:
+    """What the decomposition has when a plan is `enough` or the bound `hopeless`, or at the deadline."""
+    done = False
+
+    def report(progress: Progress) -> None:
+        nonlocal done
+        done = done or (progress.value is not None and enough(progress.value))
+        done = done or (progress.bound is not None and hopeless(progress.bound))
+
+    limits = Limits(deadline_s=deadline_s, should_stop=lambda: done or stop(), report=report)
+    return solver("decomposition")(problem, limits)
+
+
+def _with_target(
+    problem: BoundaryProblem, counts: Judgement, stop: Callable[[], bool], deadline_s: float
+) -> Judgement:
+    """Whether the tokens/s target can be reached: the fastest plan against the bound on all plans."""
+    target = problem.objective.tokens_per_s_min or 0.0
+    plain = replace(problem, objective=replace(problem.objective, kind=ObjectiveKind.TOKENS))
+    needed = target * (1.0 - TOLERANCE_FRAC)
+    result = first_plan(
+        plain, lambda value: value >= needed, stop, deadline_s, hopeless=lambda bound: bound < needed
+    )
+    best = result.value if result.replicas else None
+    possible: bool | None = None
+    if best is not None and best >= needed:
+        possible = True
+    elif result.status is Status.INFEASIBLE or (result.bound is not None and result.bound < needed):
+        possible = False
+    return replace(
+        counts,
+        possible=possible,
+        method="the decomposition's bound on tokens/s" if possible is False else counts.method,
+        best_tokens_per_s=best,
+        bound_tokens_per_s=result.bound,
+        result=result,
+    )
