@@ -138,7 +138,7 @@ def _least_sum(
 
 def _interval_kinds(
     problem: BoundaryProblem,
-) -> tuple[list[Interval], np.ndarray[tuple[int, ...], np.dtype[np.int64]]]:
+) -> tuple[tuple[Interval, ...], np.ndarray[tuple[int, ...], np.dtype[np.int64]]]:
     """One interval of each kind, and the kind of every [row, column); the last kind is no interval at all."""
     size = problem.num_layers + 1
     position: dict[Hashable, int] = {}
@@ -151,7 +151,7 @@ def _interval_kinds(
                 position[key] = len(intervals)
                 intervals.append((start, stop))
             kind_LL[start, stop] = position[key]
-    return intervals, kind_LL
+    return tuple(intervals), kind_LL
 
 
 def _cleared(problem: BoundaryProblem, tier_i: int) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:

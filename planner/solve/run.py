@@ -8,13 +8,6 @@ from planner.objective import Replica
 from planner.problem import ObjectiveKind, Problem
 from planner.solve.result import BoundaryResult, Limits
 from planner.solve.side_by_side import PROCESSES, solve_boundaries
-from policies.errors import EchelonError
-
-
-class SharedLimitError(EchelonError):
-    """A limit that several boundaries share."""
-
-    exit_code = 7
 
 
 def solve_problem(
@@ -31,14 +24,13 @@ def solve_problem(
     shared by several of them.
 
     Raises:
-        EchelonError: what a solver refuses; SharedLimitError: `shared-limit-unsupported`.
+        EchelonError: what a solver refuses; `shared-limit` where it can't divide a limit; `InfeasibleError`
+        where only that can't be met.
     """
     if is_coupled(problem):
-        raise SharedLimitError(
-            "shared-limit-unsupported",
-            f"{len(problem.boundaries)} boundaries share one price ceiling or tokens/s target",
-            hint="plan each boundary alone with a share of its own, or leave the limit out",
-        )
+        from planner.solve.coupling import solve_coupled
+
+        return solve_coupled(problem, limits, solver=solver, processes=processes, incumbents=incumbents)
     return solve_boundaries(
         problem.boundaries, limits, solver=solver, processes=processes, incumbents=incumbents
     )

@@ -13,6 +13,7 @@ from math import inf
 
 from planner.objective import Replica
 from planner.problem import BoundaryProblem, ObjectiveKind
+from planner.solve import registry
 from planner.solve.result import BoundaryResult, Limits, Progress, Status, excess_frac
 from planner.solve.small_master import objective_value
 from planner.solve.workers import Job, run_jobs
@@ -54,7 +55,7 @@ def solve_boundaries(
     sizes = [size_of(boundaries[i]) for i in order]
     for name in passes:
         found = run_jobs(
-            [Job(boundary=boundaries[i], solver=name) for i in order],
+            [Job(boundary=boundaries[i], work=registry.solver(name)) for i in order],
             lambda position, waiting: clock.limits_for(sizes, position, waiting),
             lambda position, progress: board.tell(order[position], progress),
             should_stop=limits.should_stop,

@@ -19,7 +19,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from planner.problem import BoundaryProblem
-from planner.solve.registry import solver
+from planner.solve.registry import SolveBoundary
 from planner.solve.result import BoundaryResult, Limits, Progress
 from policies.errors import EchelonError
 
@@ -28,10 +28,10 @@ POLL_S = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A boundary and the name of the way to solve it."""
+    """A boundary and what is to be done with it."""
 
     boundary: BoundaryProblem
-    solver: str
+    work: SolveBoundary
 
 
 LimitsOf = Callable[[int, Sequence[int]], Limits]
@@ -103,9 +103,7 @@ def _run_here(
             told(position, progress)
 
         limits = limits_of(position, tuple(range(position, len(jobs))))
-        results[position] = solver(job.solver)(
-            job.boundary, replace(limits, should_stop=should_stop, report=report)
-        )
+        results[position] = job.work(job.boundary, replace(limits, should_stop=should_stop, report=report))
     return results
 
 
@@ -169,7 +167,7 @@ def _child(pipe: Connection, other_end: Connection, job: Job, limits: Limits, pa
         return asked or os.getppid() != parent_pid
 
     try:
-        result = solver(job.solver)(job.boundary, replace(limits, should_stop=should_stop, report=report))
+        result = job.work(job.boundary, replace(limits, should_stop=should_stop, report=report))
         pipe.send(("done", result))
     except EchelonError as error:
         pipe.send(("refused", (type(error), error.args, dict(vars(error)))))
