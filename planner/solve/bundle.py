@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from planner.solve.tables import FloatArray
+from planner.solve.tables import FloatArray, IntArray
 
 if TYPE_CHECKING:
     from ortools.linear_solver import pywraplp
@@ -42,33 +42,35 @@ class UsageBundle:
         active = np.flatnonzero((overuse_PK > 0.0).any(axis=0))
         if active.size == 0:
             return None
-        solver = self._program(overuse_PK, active)
+        scale = max(1e-300, *(abs(cost) for cost in self._costs))
+        solver, solved = self._program(overuse_PK, active, scale)
+        if not solved:
+            return None
         variables = solver.variables()
         lp_K = np.zeros(2 * self._num_classes)
-        lp_K[active] = [variables[i].solution_value() for i in range(active.size)]
-        reach = float(solver.Objective().Value())
+        lp_K[active] = [scale * variables[i].solution_value() for i in range(active.size)]
+        reach = scale * float(solver.Objective().Value())
         lp_2C = lp_K.reshape(2, self._num_classes)
         if best_2C is None:
             return TOWARDS_LP * lp_2C, reach
         return (1.0 - TOWARDS_LP) * best_2C + TOWARDS_LP * lp_2C, reach
 
-    def _program(self, overuse_PK: FloatArray, active: np.ndarray) -> pywraplp.Solver:
+    def _program(
+        self, overuse_PK: FloatArray, active: IntArray, scale: float
+    ) -> tuple[pywraplp.Solver, bool]:
+        """The LP in units of the largest cost, and whether it was solved."""
         from ortools.linear_solver import pywraplp
 
         solver = pywraplp.Solver.CreateSolver("GLOP")
-        multipliers = [solver.NumVar(0.0, self._cap, "") for _ in active]
-        eta = solver.NumVar(-solver.infinity(), solver.infinity(), "eta")
+        cap = max(1e-9, self._cap / scale)
+        multipliers = [solver.NumVar(0.0, cap, "") for _ in active]
+        eta = solver.NumVar(-1e6 * (1.0 + cap), 2.0, "eta")
         for cost, overuse_K in zip(self._costs, overuse_PK, strict=True):
-            row = solver.Constraint(-solver.infinity(), cost)
+            row = solver.Constraint(-solver.infinity(), cost / scale)
             row.SetCoefficient(eta, 1.0)
             for variable, k in zip(multipliers, active, strict=True):
                 if overuse_K[k] != 0.0:
                     row.SetCoefficient(variable, -float(overuse_K[k]))
         solver.Objective().SetCoefficient(eta, 1.0)
-        # among equal bounds the smallest multipliers
-        scale = 1e-9 * (1.0 + max(abs(cost) for cost in self._costs)) / max(self._cap, 1e-12)
-        for variable in multipliers:
-            solver.Objective().SetCoefficient(variable, -scale)
         solver.Objective().SetMaximization()
-        solver.Solve()
-        return solver
+        return solver, solver.Solve() == pywraplp.Solver.OPTIMAL
