@@ -17,12 +17,13 @@ PAD_PX = 12.0
 NAME_PX = 24.0
 LINE_PX = 15.0
 PART_GAP_PX = 12.0
+WIDTH_MIN_PX = 340.0
 HUB = "hub"
 
 
 def card_block(scene: Scene, boundary: BoundaryView, width: float, *, stretch: float = 0.0) -> Block:
     """A boundary on about `width` pixels, at least `stretch`; lines from the coordinator meet it at HUB."""
-    inner = map_block(scene, boundary, width, stretch=stretch - 2 * PAD_PX)
+    inner = map_block(scene, boundary, width, stretch=max(stretch, WIDTH_MIN_PX) - 2 * PAD_PX)
     content = inner.width
     body: list[str] = []
     y = PAD_PX

@@ -94,7 +94,7 @@ def large_cell_width(view: PlanView) -> float:
         for replica in view.replicas
         for stage in replica.stages
     ]
-    return min(max(LARGE_MIN_PX, *names, *pills), LARGE_MAX_PX)
+    return min(max([LARGE_MIN_PX, *names, *pills]), LARGE_MAX_PX)
 
 
 def pill_words(replica: int, stage: int, layers: str) -> str:

@@ -10,7 +10,7 @@ from planner.plan import BoundaryPlan, Plan, StagePlan
 from policies.errors import Fault
 
 
-def plan_faults(plan: Plan, fleet: Fleet) -> list[Fault]:
+def plan_faults(plan: Plan, fleet: Fleet, num_layers: int) -> list[Fault]:
     """Everything about the plan that leaves nothing to draw, in the plan's order."""
     faults: list[Fault] = []
     seen: set[str] = set()
@@ -22,11 +22,13 @@ def plan_faults(plan: Plan, fleet: Fleet) -> list[Fault]:
             faults.append(Fault(place=f"{place}.name", value=show(boundary.name), limit=limit))
             continue
         names.add(boundary.name)
-        faults += _boundary_faults(boundary, fleet, place, seen)
+        faults += _boundary_faults(boundary, fleet, num_layers, place, seen)
     return faults
 
 
-def _boundary_faults(boundary: BoundaryPlan, fleet: Fleet, place: str, seen: set[str]) -> Iterator[Fault]:
+def _boundary_faults(
+    boundary: BoundaryPlan, fleet: Fleet, num_layers: int, place: str, seen: set[str]
+) -> Iterator[Fault]:
     """Faults of one boundary; `seen` collects the devices met so far."""
     spares: list[tuple[str, str]] = []
     for r, replica in enumerate(boundary.replicas):
@@ -34,7 +36,9 @@ def _boundary_faults(boundary: BoundaryPlan, fleet: Fleet, place: str, seen: set
         if not replica.stages:
             yield Fault(place=f"{where}.stages", value="none", limit="at least one stage")
         for s, stage in enumerate(replica.stages):
-            yield from _stage_faults(stage, f"{where}.stages[{s}]")
+            if stage.index != s:
+                yield Fault(place=f"{where}.stages[{s}].index", value=show(stage.index), limit=str(s))
+            yield from _stage_faults(stage, num_layers, f"{where}.stages[{s}]")
             yield from _device_faults(
                 stage.devices, fleet, boundary.name, f"{where}.stages[{s}].devices", seen
             )
@@ -46,9 +50,10 @@ def _boundary_faults(boundary: BoundaryPlan, fleet: Fleet, place: str, seen: set
     yield from _device_faults(rest, fleet, boundary.name, f"{place}.excluded", seen)
 
 
-def _stage_faults(stage: StagePlan, place: str) -> Iterator[Fault]:
-    if not 0 <= stage.layers[0] < stage.layers[1]:
-        yield Fault(place=f"{place}.layers", value=show(list(stage.layers)), limit="[a, b) with 0 <= a < b")
+def _stage_faults(stage: StagePlan, num_layers: int, place: str) -> Iterator[Fault]:
+    if not 0 <= stage.layers[0] < stage.layers[1] <= num_layers:
+        found = f"[{stage.layers[0]}, {stage.layers[1]})"
+        yield Fault(place=f"{place}.layers", value=found, limit=f"[a, b) with 0 <= a < b <= {num_layers}")
     if not stage.devices:
         yield Fault(place=f"{place}.devices", value="none", limit="at least one device")
     if stage.compute_s < 0.0 or stage.comm_s < 0.0:

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from planner.render.cells import SMALL_PX, corner, hatching
 from planner.render.ink import Block, arrow, extent, flow, line, placed, polygon, rect, text
 from planner.render.links import SLOW_BYTES_PER_S, link_margin, link_width_px
-from planner.render.measure import text_width
+from planner.render.measure import fit, text_width
 from planner.render.palette import SIZES, tier_class
 from planner.render.view import IDLE, RUNNING, SPARE, PlanView
 
 ROW_PX = 22.0
 GAP_PX = 18.0
 MARK_PX = 14.0
+WORDS_MAX_PX = 360.0
 
 
 def legend_block(view: PlanView, width: float, *, large: bool) -> Block:
@@ -105,5 +106,6 @@ def _line_items(view: PlanView, *, large: bool) -> Iterator[Block]:
 
 
 def _item(mark: list[str], mark_width: float, words: str) -> Block:
-    body = (*mark, text(mark_width + 6, 15, words, "small"))
-    return Block(width=mark_width + 6 + text_width(words, SIZES["small"]), height=ROW_PX, body=body)
+    shown = fit(words, WORDS_MAX_PX, SIZES["small"])
+    body = (*mark, text(mark_width + 6, 15, shown, "small"))
+    return Block(width=mark_width + 6 + text_width(shown, SIZES["small"]), height=ROW_PX, body=body)

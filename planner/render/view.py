@@ -179,7 +179,7 @@ def plan_view(plan: Plan) -> PlanView:
             the plan names what its fleet doesn't have, or uses a device twice.
     """
     inputs = inputs_from_documents(list(plan.inputs))
-    faults = plan_faults(plan, inputs.fleet)
+    faults = plan_faults(plan, inputs.fleet, inputs.workload.num_layers)
     if faults:
         raise InputError(
             "plan-misfit",
