@@ -193,3 +193,19 @@ def spares_set(**values: Any) -> Change:
 def _with_devices(case: Case, change: Callable[[Device], Device]) -> Case:
     devices = tuple(change(device) for device in case.fleet.devices)
     return replace(case, fleet=replace(case.fleet, devices=devices))
+
+
+def links_times(factor: float) -> Change:
+    """Links inside the boundary that are so many times as fast."""
+
+    def change(case: Case) -> Case:
+        own = set(case.own_sites)
+        links = tuple(
+            replace(link, bytes_per_s=link.bytes_per_s * factor, latency_s=link.latency_s / factor)
+            if {link.source_site_id, link.target_site_id} <= own
+            else link
+            for link in case.fleet.links
+        )
+        return replace(case, fleet=replace(case.fleet, links=links))
+
+    return change

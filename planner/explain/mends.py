@@ -22,9 +22,10 @@ COHORT_FLOOR = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Mend:
-    """A change under which a plan was found. `tight`: one step less of it was proven not to do.
+    """A change under which a plan was found. `tight`: `less` of it was proven not to do.
 
     `demand` is what it eases, `amount` how much in base units (bytes per device, hosts, tiers, USD per hour).
+    `less` is the same change one step smaller, None where there is nothing between it and no change.
     """
 
     demand: str
@@ -32,6 +33,7 @@ class Mend:
     amount: float
     tight: bool
     apply: Callable[[Case], Case]
+    less: Callable[[Case], Case] | None = None
 
 
 @dataclass(slots=True)
@@ -105,6 +107,7 @@ def _more_memory(trials: Trials) -> Iterator[Mend]:
                 amount=extra,
                 tight=tight,
                 apply=grown(step),
+                less=grown(step - 1) if step > 1 else None,
             )
 
 
@@ -125,6 +128,7 @@ def _more_hosts(trials: Trials) -> Iterator[Mend]:
                 amount=float(step),
                 tight=tight,
                 apply=grown(step),
+                less=grown(step - 1) if step > 1 else None,
             )
 
 
@@ -156,6 +160,7 @@ def _raise_tiers(trials: Trials, members: tuple[str, ...]) -> Iterator[Mend]:
                     amount=float(tier_i - own),
                     tight=tight and lower_fails,
                     apply=raised(step),
+                    less=raised(step - 1) if step > 1 else None,
                 )
                 break
 
@@ -208,6 +213,7 @@ def _job_mends(trials: Trials, members: tuple[str, ...]) -> Iterator[Mend]:
                 amount=float(step),
                 tight=tight,
                 apply=longer(step),
+                less=longer(step - 1) if step > 1 else None,
             )
     if "micro_batch_sizes" in members:
         for size in all_sizes(trials.case.workload):
@@ -271,6 +277,7 @@ def _count_mends(trials: Trials, members: tuple[str, ...]) -> Iterator[Mend]:
                     amount=float(step),
                     tight=tight,
                     apply=lowered(step),
+                    less=lowered(step - 1) if step > 1 else None,
                 )
     if "replicas_max" in members and policy.replicas_max is not None:
         most = len(trials.case.devices)
@@ -288,6 +295,7 @@ def _count_mends(trials: Trials, members: tuple[str, ...]) -> Iterator[Mend]:
                 amount=float(step),
                 tight=tight,
                 apply=more(step),
+                less=more(step - 1) if step > 1 else None,
             )
     if "one-replica" in members and trials.possible(edits.objective_tokens) is True:
         yield Mend(
@@ -373,4 +381,5 @@ def _price_mend(trials: Trials) -> Iterator[Mend]:
             amount=cents / 100.0,
             tight=trials.possible(below) is False,
             apply=change,
+            less=below,
         )
