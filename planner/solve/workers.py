@@ -2,7 +2,7 @@
 
 A child inherits its problem by the fork and sends progress and its result through a pipe. That keeps the
 command itself free to show progress and to answer Ctrl-C at once, which a compiled solver running in it would
-hold up.
+hold up. A child leads a process group of its own: helpers that a solver starts in it end with it.
 """
 
 from __future__ import annotations
@@ -83,11 +83,13 @@ def run_jobs(
                     one.process.join()
                     one.pipe.close()
                     running.remove(one)
+            for one in running:
+                # Helpers hold the child's end of the pipe too, so its death alone doesn't close it.
+                if not one.process.is_alive() and not one.pipe.poll():
+                    raise _died(one, jobs[one.position].boundary.name)
     finally:
         for one in running:
-            one.process.kill()
-            one.process.join()
-            one.pipe.close()
+            _end(one)
     return results
 
 
@@ -110,7 +112,7 @@ def _run_here(
 def _start(job: Job, position: int, limits: Limits) -> _Running:
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(there, here, job, limits, os.getpid()), daemon=True)
+    process = context.Process(target=_child, args=(there, here, job, limits, os.getpid()), daemon=False)
     with warnings.catch_warnings():
         # Newer Pythons warn of forks beside threads; numpy's idle workers are such threads and survive a
         # fork.
@@ -132,12 +134,7 @@ def _hear(one: _Running, name: str, told: Told) -> BoundaryResult | None:
     try:
         kind, content = one.pipe.recv()
     except EOFError:
-        one.process.join()
-        raise EchelonError(
-            "solver-died",
-            f"the process that solved boundary {name} ended with code {one.process.exitcode} and no answer",
-            hint="-9 usually means that memory ran out: solve with fewer candidates or another solver",
-        ) from None
+        raise _died(one, name) from None
     if kind == "progress":
         told(one.position, content)
         return None
@@ -149,8 +146,30 @@ def _hear(one: _Running, name: str, told: Told) -> BoundaryResult | None:
     return result
 
 
+def _died(one: _Running, name: str) -> EchelonError:
+    one.process.join()
+    return EchelonError(
+        "solver-died",
+        f"the process that solved boundary {name} ended with code {one.process.exitcode} and no answer",
+        hint="-9 usually means that memory ran out: solve with fewer candidates or another solver",
+    )
+
+
+def _end(one: _Running) -> None:
+    """End a child and all that it started."""
+    assert one.process.pid is not None
+    try:
+        os.killpg(one.process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        # It ended, or hasn't come to lead its group yet.
+        one.process.kill()
+    one.process.join()
+    one.pipe.close()
+
+
 def _child(pipe: Connection, other_end: Connection, job: Job, limits: Limits, parent_pid: int) -> None:
     """The whole life of a child; SIGINT asks it to finish with what it has."""
+    os.setpgid(0, 0)
     other_end.close()
     asked = False
 
