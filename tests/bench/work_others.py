@@ -57,7 +57,7 @@ def agreement(*, sweep: int) -> dict[str, Any]:
         "solvers": sorted(test_agreement.PROVING),
         "counts": counts,
         "agreed": done.returncode == 0,
-        "last": done.stdout.strip().splitlines()[-3:],
+        "last": [*done.stdout.strip().splitlines()[-3:], f"exit code {done.returncode}"],
     }
 
 
