@@ -59,7 +59,7 @@ class Generator:
         price_C = np.where(rate_C > 0.0, rate_C, rate_C[rate_C > 0.0].min())
         duals = self._from_class_prices(np.asarray(price_C, dtype=np.float64))
         known = self._first_worth(duals)
-        self._round(duals, known, 0.0, should_stop)
+        self._round(duals, known, 0.0, should_stop, wide=False)
         seed = self._from_class_prices(price_C * max(known, self.known_worth(duals)))
         self._floor_R = PRICE_FLOOR * seed.row_R
         return seed
@@ -122,9 +122,13 @@ class Generator:
         price_P = self._usage_PC @ duals.price_C + duals.rho
         return float(((self._rate_P + duals.nu) / np.maximum(price_P, 1e-300)).max())
 
-    def _round(self, duals: Duals, worth: float, least_worth: float, should_stop: Callable[[], bool]) -> int:
+    def _round(
+        self, duals: Duals, worth: float, least_worth: float, should_stop: Callable[[], bool], *, wide: bool
+    ) -> int:
         """Price the boxes worth at least so much last time; returns how many new columns came."""
-        task = RoundTask(duals=duals, worth=worth, least_worth=least_worth, learn=self.pool.real_only)
+        task = RoundTask(
+            duals=duals, worth=worth, least_worth=least_worth, learn=self.pool.real_only, wide=wide
+        )
         columns, self._top = self.team.round(task, should_stop)
         return self.pool.extend(columns)
 
@@ -141,7 +145,8 @@ class Generator:
                 break
             full = inertia == 0.0 or number % FULL_EVERY == 0
             duals = self.floored(mixed(self.shape, solution.duals, duals, inertia, usd_C))
-            self._round(duals, self.known_worth(duals), 0.0 if full else NEAR_FRAC * self._top, should_stop)
+            least = 0.0 if full else NEAR_FRAC * self._top
+            self._round(duals, self.known_worth(duals), least, should_stop, wide=inertia == 0.0)
             improving = self.known_worth(solution.duals) > self.unit_worth(solution) * (1.0 + TOLERANCE)
             if not improving and inertia == 0.0:
                 return Generated(solution=solution, converged=True)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import ceil, inf, isfinite, log
 
 import numpy as np
@@ -28,6 +29,7 @@ BOX_RATIO = 1.35
 PATHS_PER_DP = 3
 PATHS_WITHIN_FRAC = 0.03
 LEARNING_STEPS = 4
+ANGLES = (3.0, 1.0 / 3.0)
 VIEW_BYTES_MAX = 1_000_000_000
 
 
@@ -77,7 +79,7 @@ class Pricer:
             edges = [box.from_s * (box.upto_s / box.from_s) ** (k / parts) for k in range(parts)] + [
                 box.upto_s
             ]
-            for low, high in zip(edges, edges[1:], strict=False):
+            for low, high in pairwise(edges):
                 part = self.new_box(box.table_i, low, high)
                 part.theta, part.usage_2C, part.worth = box.theta, box.usage_2C, box.worth
                 boxes.append(part)
@@ -136,7 +138,7 @@ class Pricer:
         return inf if price <= 0.0 else (column.tokens_per_s + duals.nu) / price
 
     def overuse_2C(self, column: Column) -> FloatArray:
-        """Devices used less N_c per visit to the class's site, and less N_c once: slopes of the usage terms."""
+        """Slopes of the usage terms: devices used less N_c per visit to the class's site, and less N_c once."""
         sites = [self.problem.templates[stage.template_i].site_i for stage in column.stages]
         visits_S = np.zeros(self.shape.num_sites)
         for i, site_i in enumerate(sites):
@@ -182,6 +184,19 @@ class Pricer:
         best = max(columns, key=lambda column: self.worth(column, duals))
         box.worth = self.worth(best, duals)
         if isfinite(box.worth) and box.worth > 0.0:
+            box.theta = self.problem.tokens_per_step / (best.step_s**2 * box.worth)
+        return columns
+
+    def look_around(self, box: Box, duals: Duals) -> list[Column]:
+        """Paths at a steeper and a flatter angle; the box turns to the better one's."""
+        if box.theta is None or self.fill_cut(box).value == inf:
+            return []
+        columns: list[Column] = []
+        for factor in ANGLES:
+            columns += self.run(box, duals, box.theta * factor, 1.0, box.usage_2C).columns
+        best = max(columns, key=lambda column: self.worth(column, duals), default=None)
+        if best is not None and box.worth < self.worth(best, duals) < inf:
+            box.worth = self.worth(best, duals)
             box.theta = self.problem.tokens_per_step / (best.step_s**2 * box.worth)
         return columns
 

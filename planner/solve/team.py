@@ -26,12 +26,16 @@ POLL_S = 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundTask:
-    """Price the boxes whose last worth is at least `least_worth`; `learn` raises usage multipliers."""
+    """Price the boxes whose last worth is at least `least_worth`.
+
+    `learn` raises usage multipliers, `wide` looks at other angles too.
+    """
 
     duals: Duals
     worth: float
     least_worth: float
     learn: bool
+    wide: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +88,8 @@ def perform(pricer: Pricer, task: Task, should_stop: Callable[[], bool]) -> Roun
             if should_stop():
                 break
             columns += pricer.price_box(box, task.duals, task.worth, learn=task.learn)
+            if task.wide:
+                columns += pricer.look_around(box, task.duals)
     top = max((box.worth for box in pricer.boxes if isfinite(box.worth)), default=0.0)
     return RoundAnswer(columns=tuple(columns), top=top, num_dps=pricer.num_dps)
 
