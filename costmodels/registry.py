@@ -15,7 +15,10 @@ from costmodels.workload import Workload
 from policies.errors import InputError
 
 ENTRY_POINT_GROUP = "echelon.costmodels"
-BUILT_IN = {"analytic": "costmodels.analytic:AnalyticCostModel"}
+BUILT_IN = {
+    "analytic": "costmodels.analytic:AnalyticCostModel",
+    "measured": "costmodels.measured_model:MeasuredCostModel",
+}
 _MEMBERS = ("name", "stage", "transfer_s", "interval_key")
 
 Factory = Callable[..., CostModel]
