@@ -34,15 +34,16 @@ VERSIONED = ("echelon", "numpy", "ortools", "pulp")
 class Request:
     """What is asked for besides the inputs. `warm_start` and `keep` are earlier plans.
 
-    A warm start enters as incumbent. A plan to keep does so too, stands when it is good enough, and decides
-    which hosts are taken where there is a choice.
+    Without `cost_model_settings` the cost model gets what the inputs say (`cost_settings`). A warm start
+    enters as incumbent. A plan to keep does so too, stands when it is good enough, and decides which hosts
+    are taken where there is a choice.
     """
 
     solver: str = "decomposition"
     objective: Objective = field(default_factory=Objective)
     executor: str = "any"
     cost_model: str = "analytic"
-    cost_model_settings: Mapping[str, Any] = field(default_factory=dict)
+    cost_model_settings: Mapping[str, Any] | None = None
     rule: CandidateRule | None = None
     warm_start: Plan | None = None
     keep: Plan | None = None
@@ -98,14 +99,28 @@ def solve_inputs(inputs: Inputs, request: Request, limits: Limits) -> Answer:
     return replace(second, spilled=True)
 
 
-def plan_settings(request: Request, *, without: Sequence[str] = ()) -> dict[str, Any]:
+def cost_settings(inputs: Inputs, request: Request) -> dict[str, Any]:
+    """The cost model's settings: those asked for, else what the inputs say to the analytic one.
+
+    That is the memory the fleet reserves, and whether the boundary plane's copies are held because something
+    crosses a boundary.
+    """
+    if request.cost_model_settings is not None:
+        return dict(request.cost_model_settings)
+    if request.cost_model != "analytic":
+        return {}
+    names = inputs.policy.boundaries if inputs.policy.boundaries is not None else inputs.fleet.boundaries
+    return {"memory_reserve_frac": inputs.fleet.memory_reserve_frac, "sync_layer": len(names) > 1}
+
+
+def plan_settings(inputs: Inputs, request: Request, *, without: Sequence[str] = ()) -> dict[str, Any]:
     """`Plan.settings`: what the referee builds the problem from again, besides the inputs."""
     settings: dict[str, Any] = {
         "objective": request.objective.kind.value,
         "tokens_per_s_min": request.objective.tokens_per_s_min,
         "executor": request.executor,
         "cost_model": request.cost_model,
-        "cost_model_settings": dict(request.cost_model_settings),
+        "cost_model_settings": cost_settings(inputs, request),
         "rule": None if request.rule is None else asdict(request.rule),
     }
     return settings | ({"without_owners": list(without)} if without else {})
@@ -145,7 +160,7 @@ def _solve_once(inputs: Inputs, request: Request, limits: Limits, *, owners: Seq
         problem,
         results,
         inputs,
-        settings=plan_settings(request, without=owners),
+        settings=plan_settings(inputs, request, without=owners),
         limits=stated_limits(request, limits),
         versions=stated_versions(),
         seed=limits.seed,
@@ -168,7 +183,7 @@ def problem_of(inputs: Inputs, request: Request, *, without: Sequence[str] = ())
         without_owners(inputs.fleet, without) if without else inputs.fleet,
         inputs.workload,
         inputs.policy,
-        cost_model(request.cost_model, inputs.workload, **request.cost_model_settings),
+        cost_model(request.cost_model, inputs.workload, **cost_settings(inputs, request)),
         objective=request.objective,
         executor=request.executor,
         rule=request.rule,

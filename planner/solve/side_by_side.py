@@ -9,18 +9,22 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import inf
 
 from planner.objective import Replica
 from planner.problem import BoundaryProblem, ObjectiveKind
 from planner.solve import registry
+from planner.solve.registry import SolveBoundary
 from planner.solve.result import BoundaryResult, Limits, Progress, Status, excess_frac
+from planner.solve.second_proof import needs_evidence, with_evidence
 from planner.solve.small_master import objective_value
 from planner.solve.workers import Job, run_jobs
 
 PROCESSES = 2
 FIRST_SOLVER = "greedy"
-SOLVERS_WITH_FIRST = ("decomposition",)
+DEFAULT = "decomposition"
+SOLVERS_WITH_FIRST = (DEFAULT,)
 FINISHING_FRAC = 0.03
 """Share of the deadline kept for what comes after the last solve."""
 
@@ -53,9 +57,10 @@ def solve_boundaries(
     # The small ones first: what they leave of their share goes to the large ones.
     order = sorted(range(len(boundaries)), key=lambda i: (size_of(boundaries[i]), i))
     sizes = [size_of(boundaries[i]) for i in order]
+    helpers = 2 if len(boundaries) == 1 and processes > 0 else 1
     for name in passes:
         found = run_jobs(
-            [Job(boundary=boundaries[i], work=registry.solver(name)) for i in order],
+            [Job(boundary=boundaries[i], work=work_of(name, helpers)) for i in order],
             lambda position, waiting: clock.limits_for(sizes, position, waiting),
             lambda position, progress: board.tell(order[position], progress),
             should_stop=limits.should_stop,
@@ -66,6 +71,29 @@ def solve_boundaries(
                 best[i] = with_incumbent(boundaries[i], result, best[i].replicas)
                 board.settle(i, best[i])
     return best
+
+
+def work_of(name: str, helpers: int) -> SolveBoundary:
+    """The solver of this name, with evidence for its proof; the default one may use `helpers` processes."""
+    solve = registry.solver(name)
+    if name == DEFAULT:
+        return default_solver(helpers)
+
+    def work(boundary: BoundaryProblem, limits: Limits) -> BoundaryResult:
+        result = solve(boundary, limits)
+        if not needs_evidence(result):
+            return result
+        return with_evidence(boundary, result, limits, default_solver(helpers))
+
+    return work
+
+
+def default_solver(helpers: int) -> SolveBoundary:
+    """The default way of solving with so many processes."""
+    registry.solver(DEFAULT)
+    from planner.solve.decomposition import solve_boundary
+
+    return partial(solve_boundary, processes=helpers)
 
 
 def with_incumbent(

@@ -13,6 +13,7 @@ import signal
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -43,7 +44,6 @@ class _Running:
     position: int
     process: BaseProcess
     pipe: Connection
-    told_to_stop: bool = False
 
 
 def run_jobs(
@@ -123,10 +123,10 @@ def _start(job: Job, position: int, limits: Limits) -> _Running:
 
 
 def _ask_to_stop(running: Sequence[_Running]) -> None:
+    """Once is not enough: a child that has only just begun doesn't listen yet."""
     for one in running:
-        if not one.told_to_stop and one.process.pid is not None and one.process.is_alive():
+        if one.process.pid is not None and one.process.is_alive():
             os.kill(one.process.pid, signal.SIGINT)
-            one.told_to_stop = True
 
 
 def _hear(one: _Running, name: str, told: Told) -> BoundaryResult | None:
@@ -179,19 +179,23 @@ def _child(pipe: Connection, other_end: Connection, job: Job, limits: Limits, pa
 
     signal.signal(signal.SIGINT, stop)
 
+    def send(kind: str, content: Any) -> None:
+        with suppress(BrokenPipeError):
+            pipe.send((kind, content))
+
     def report(progress: Progress) -> None:
-        pipe.send(("progress", progress))
+        send("progress", progress)
 
     def should_stop() -> bool:
         return asked or os.getppid() != parent_pid
 
     try:
         result = job.work(job.boundary, replace(limits, should_stop=should_stop, report=report))
-        pipe.send(("done", result))
+        send("done", result)
     except EchelonError as error:
-        pipe.send(("refused", (type(error), error.args, dict(vars(error)))))
+        send("refused", (type(error), error.args, dict(vars(error))))
     except Exception:
-        pipe.send(("failed", traceback.format_exc()))
+        send("failed", traceback.format_exc())
     pipe.close()
 
 
