@@ -85,6 +85,12 @@ def _not_needed(
         elif worth is not None:
             tail = f"; at the proof's prices it may be worth up to {worth:,.0f} {view.unit} elsewhere"
         return "left-over", f"what is idle holds no further replica{tail}"
+    if found is not None:
+        ratio = view.problem.speed_ratio_max
+        if ratio is not None:
+            held = f"to {ratio:g} times its own speed (speed_ratio_max)"
+            return "speed-ratio", f"a further replica fits, but as the slowest it may hold the others {held}"
+        return "missed", "a further replica fits: this plan is not the best, and a longer solve will use it"
     if worth == 0.0:
         return (
             "not-worth-it",

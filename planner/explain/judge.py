@@ -15,7 +15,6 @@ from planner.objective import Replica
 from planner.problem import BoundaryProblem, ObjectiveKind
 from planner.solve.registry import solver
 from planner.solve.result import BoundaryResult, Limits, Progress, Status
-from planner.solve.small_master import count_max_of
 
 SOLVE_SECONDS = 8.0
 TOLERANCE_FRAC = 1e-9
@@ -55,20 +54,17 @@ def judge(
     Without `thorough` it ends with the first replicas that will do, and lists no others.
     """
     wanted = max(1, problem.replicas_min)
-    if wanted > count_max_of(problem) or not any(mode.templates for mode in problem.modes):
-        # Numbers of devices and replicas alone decide; what a replica needs is still worth knowing.
-        found = reach(problem) if countable(problem) else None
-        lowest = None if found is None else found.lowest
-        return Judgement(
-            possible=False, method="counting", wanted=wanted, num_replicas=0, lowest=lowest, reached=found
-        )
+    if not any(mode.templates for mode in problem.modes):
+        return Judgement(possible=False, method="no candidate cluster", wanted=wanted, exact=True)
     counts = (
         _counted(problem, wanted, thorough)
         if countable(problem)
         else _weighed(problem, wanted, stop, deadline_s)
     )
+    if problem.replicas_max is not None and wanted > problem.replicas_max:
+        return replace(counts, possible=False, method="counting")
     if counts.possible and problem.objective.kind is ObjectiveKind.PRICE:
-        return _with_target(problem, counts, stop, deadline_s)
+        return _with_target(problem, counts, thorough, stop, deadline_s)
     return counts
 
 
@@ -131,7 +127,7 @@ def _weighed(problem: BoundaryProblem, wanted: int, stop: Callable[[], bool], de
             weighing=weighing,
         )
     plain = replace(problem, objective=replace(problem.objective, kind=ObjectiveKind.TOKENS))
-    result = first_plan(plain, lambda _value: True, stop, deadline_s)
+    result, _ = first_plan(plain, lambda _value: True, stop, deadline_s)
     found = bool(result.replicas) and _priced(problem, result.replicas)
     return Judgement(
         possible=True if found else None,
@@ -150,40 +146,54 @@ def first_plan(
     deadline_s: float,
     *,
     hopeless: Callable[[float], bool] = lambda _bound: False,
-) -> BoundaryResult:
-    """What the decomposition has when a plan is `enough` or the bound `hopeless`, or at the deadline."""
+) -> tuple[BoundaryResult, float | None]:
+    """What the decomposition has when a plan is `enough` or a bound `hopeless`, or at the deadline.
+
+    The last bound it reported comes along: a search that is told to stop need not write its proof down.
+    """
     done = False
+    bound: float | None = None
 
     def report(progress: Progress) -> None:
-        nonlocal done
+        nonlocal done, bound
+        bound = progress.bound if progress.bound is not None else bound
         done = done or (progress.value is not None and enough(progress.value))
-        done = done or (progress.bound is not None and hopeless(progress.bound))
+        done = done or (bound is not None and hopeless(bound))
 
     limits = Limits(deadline_s=deadline_s, should_stop=lambda: done or stop(), report=report)
-    return solver("decomposition")(problem, limits)
+    return solver("decomposition")(problem, limits), bound
 
 
 def _with_target(
-    problem: BoundaryProblem, counts: Judgement, stop: Callable[[], bool], deadline_s: float
+    problem: BoundaryProblem,
+    counts: Judgement,
+    thorough: bool,
+    stop: Callable[[], bool],
+    deadline_s: float,
 ) -> Judgement:
     """Whether the tokens/s target can be reached: the fastest plan against the bound on all plans."""
     target = problem.objective.tokens_per_s_min or 0.0
     plain = replace(problem, objective=replace(problem.objective, kind=ObjectiveKind.TOKENS))
     needed = target * (1.0 - TOLERANCE_FRAC)
-    result = first_plan(
-        plain, lambda value: value >= needed, stop, deadline_s, hopeless=lambda bound: bound < needed
+    result, reported = first_plan(
+        plain,
+        lambda value: value >= needed,
+        stop,
+        deadline_s,
+        hopeless=lambda bound: not thorough and bound < needed,
     )
     best = result.value if result.replicas else None
+    bound = result.bound if result.bound is not None else reported
     possible: bool | None = None
     if best is not None and best >= needed:
         possible = True
-    elif result.status is Status.INFEASIBLE or (result.bound is not None and result.bound < needed):
+    elif result.status is Status.INFEASIBLE or (bound is not None and bound < needed):
         possible = False
     return replace(
         counts,
         possible=possible,
         method="the decomposition's bound on tokens/s" if possible is False else counts.method,
         best_tokens_per_s=best,
-        bound_tokens_per_s=result.bound,
+        bound_tokens_per_s=bound,
         result=result,
     )

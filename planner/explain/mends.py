@@ -355,7 +355,7 @@ def _value_mends(trials: Trials, members: tuple[str, ...]) -> Iterator[Mend]:
 
 def _best_tokens_per_s(problem: BoundaryProblem) -> float | None:
     """Tokens/s of the best plan found within the usual time."""
-    result = first_plan(problem, lambda _value: False, lambda: False, SOLVE_SECONDS)
+    result, _ = first_plan(problem, lambda _value: False, lambda: False, SOLVE_SECONDS)
     return result.value if result.replicas else None
 
 

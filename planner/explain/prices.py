@@ -1,9 +1,12 @@
 """What one more of everything is worth, from the multipliers of the certificate.
 
 With a factor f and a multiplier mu_r per capacity row, the proof's bound is
-f (sum_r mu_r limit_r + rho R) - nu k (weak duality, docs/certificate.md). So one more device of a class moves it by f times the multipliers of the
-rows that count the device; where price is minimised, the bound falls by the multipliers themselves. Clusters
-that only a further device makes possible are not in it. How far the bound is from the plan is told beside.
+
+    f (sum_r mu_r limit_r + rho R) - nu k        (weak duality, docs/certificate.md).
+
+So one more device of a class moves it by f times the multipliers of the rows that count the device; where
+price is minimised, the bound falls by the multipliers themselves. Clusters that only a further device makes
+possible are not in it. How far the bound is from the plan is told beside.
 """
 
 from __future__ import annotations
@@ -72,9 +75,8 @@ def binding_section(view: BoundaryView, value: float) -> Section:
     else:
         apart = abs(prices.bound - value)
         if apart > 1e-6 * abs(value):
-            lines.append(
-                f"these prices prove {_amount(view, prices.bound)}, {_amount(view, apart)} from the plan"
-            )
+            beside = f"the {_amount(view, apart)} between that and the plan come on top of each figure"
+            lines.append(f"these prices prove {_amount(view, prices.bound)}; {beside}")
     data = [
         {"row": row.name, "text": view.row_text(row), "used": used, "limit": row.limit, "worth": worth}
         for _, worth, used, row in rows

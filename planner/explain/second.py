@@ -29,7 +29,9 @@ PACK_SECONDS = 20.0
 def confirm(problem: BoundaryProblem, wanted: int, weighing: Weighing | None) -> str | None:
     """How it was confirmed that `wanted` disjoint replicas don't exist; None when it was not."""
     if not any(mode.templates for mode in problem.modes):
-        return "no candidate cluster at all"
+        return "an empty list of candidate clusters"
+    if problem.replicas_max is not None and wanted > problem.replicas_max:
+        return "the policy alone, which allows fewer replicas than it asks for"
     if weighing is not None and weighing.refutes(wanted) and _weighed_again(problem, wanted, weighing):
         return "device weights, weighed again by the referee's path search"
     minimal = chain_usages(problem)
