@@ -1,9 +1,9 @@
 """Load boxes and the outer approximation of what a replica in them can be worth.
 
-Inside a box (from_s, upto_s] every path has step time T >= w + y > w + from_s, with w its fill time and y its largest
-load. Cuts `a*w + b*c >= v` hold for every real path (c is its price). The worth of a path is
-h = (tokens_per_step / T + nu) / (c + rho); over the cuts' region h is largest at a vertex of the lower-left hull,
-because h decreases in w and c and its level sets are convex.
+Inside a box (from_s, upto_s] every path has step time T >= w + y > w + from_s, with w its fill time and y
+its largest load. Cuts `a*w + b*c >= v` hold for every real path (c is its price). The worth of a path is h
+= (tokens_per_step / T + nu) / (c + rho); over the cuts' region h is largest at a vertex of the lower-left
+hull, because h decreases in w and c and its level sets are convex.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Duals:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cut:
-    """`time_weight * w + price_weight * c >= value` for every real path; `usage_2C` are its usage multipliers."""
+    """`time_weight * w + price_weight * c >= value` for every real path, under multipliers `usage_2C`."""
 
     time_weight: float
     price_weight: float
@@ -70,7 +70,7 @@ class BoxProof:
 
 
 def worth_at(tokens_per_step: float, duals: Duals, from_s: float, fill_s: float, price: float) -> float:
-    """h at a point of the (w, c) plane; infinite where nothing bounds it."""
+    """H at a point of the (w, c) plane; infinite where nothing bounds it."""
     if fill_s + from_s <= 0.0 or price + duals.rho <= 0.0:
         return inf
     return (tokens_per_step / (fill_s + from_s) + duals.nu) / (price + duals.rho)

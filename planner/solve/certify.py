@@ -1,7 +1,8 @@
 """The certificate: a factor f that no replica's worth passes, hence a bound on every plan (Farley scaling).
 
-With worth (t_p + nu) / (price . n_p + rho) <= f for every real replica p, the multipliers (f * mu, nu, f * rho) are
-dual feasible, and every plan is worth at most f * (mu . limits + rho * replicas_max) - nu * replicas_min.
+With worth (t_p + nu) / (price . n_p + rho) <= f for every real replica p, the multipliers (f * mu, nu, f *
+rho) are dual feasible, and every plan is worth at most f * (mu . limits + rho * replicas_max) - nu *
+replicas_min.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ class _Search:
         return cut.value > reached + 1e-7 * abs(reached) or self.vertex(box).worth < before.worth * (1 - 1e-4)
 
     def _tighten(self, box: Box, cut: Cut, start: Priced) -> bool:
-        """Raise visit multipliers where the best path is none the fleet can form; False when that gains nothing."""
+        """Raise usage multipliers where no replica comes first; False when that gains nothing."""
         before = self.vertex(box).worth
         known = max(self.known, 1e-12)
         cuts, columns = self.pricer.tighten(box, self.duals, cut.time_weight, known, start, TIGHTENING_STEPS)
@@ -129,10 +130,11 @@ def certify(
     should_stop: Callable[[], bool],
     give_up_above: float = inf,
 ) -> Certified:
-    """The smallest factor that could be shown within `tolerance` of the best worth met, or until told to stop.
+    """The smallest factor that could be shown, within `tolerance` of the best worth met.
 
-    `known` is the worth of some real replica under `duals` (0 when none is known). The factor is valid at any time.
-    A replica worth more than `give_up_above` ends the search: then the master has to learn of it first.
+    `known` is the worth of some real replica under `duals` (0 when none is known). The factor is valid at
+    any time. A replica worth more than `give_up_above` ends the search: then the master has to learn of it
+    first.
     """
     search = _Search(pricer=pricer, duals=duals, tolerance=tolerance, known=known, columns=[])
     heap: list[tuple[float, int, Box]] = []

@@ -18,7 +18,7 @@ from planner.solve.tables import FloatArray, IntArray
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column:
-    """One replica. `fill_s` is busy plus transfer seconds of one micro-batch, `real` whether the fleet can form it."""
+    """One replica: `fill_s` for one micro-batch through all stages, `real` when the fleet can form it."""
 
     mode_i: int
     stages: tuple[StageChoice, ...]
@@ -128,7 +128,7 @@ class Pool:
 
     def add(self, column: Column) -> bool:
         """Keep a column that is new; says whether it was."""
-        if column.key in self._seen or self.real_only and not column.real:
+        if column.key in self._seen or (self.real_only and not column.real):
             return False
         self._seen.add(column.key)
         self.columns.append(column)

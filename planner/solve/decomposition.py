@@ -1,7 +1,8 @@
-"""The default way to solve a boundary: column generation over whole replicas, exact pricing, a certified bound.
+"""The default way to solve a boundary: column generation over whole replicas with a certified bound.
 
-Order: relaxed column generation (fast multipliers), the same over replicas the fleet can form, then plans and
-certificates in turn until the plan is proven good enough or the limits are reached. Small fleets are closed exactly.
+Order: relaxed column generation (fast multipliers), the same over replicas the fleet can form, then plans
+and certificates in turn until the plan is proven good enough or the limits are reached. Small fleets are
+closed exactly.
 """
 
 from __future__ import annotations
@@ -192,13 +193,17 @@ def _solve(run: _Solve, generator: Generator, *, small: bool) -> BoundaryResult:
     run.first_plan(generator, duals)
     generated = generator.run(duals, rounds=limits.rounds, should_stop=run.stop_after(0.35))
     generator.drop_relaxed()
-    generated = generator.run(generated.solution.duals, rounds=limits.rounds, should_stop=run.stop_after(0.45))
+    generated = generator.run(
+        generated.solution.duals, rounds=limits.rounds, should_stop=run.stop_after(0.45)
+    )
     if small and _close(run, generator):
         return run.closed()
     for near_frac, ratio in REFINEMENTS:
         run.plan(generator, generated)
         generator.refine(near_frac, ratio)
-        generated = generator.run(generated.solution.duals, rounds=limits.rounds, should_stop=run.stop_after(0.6))
+        generated = generator.run(
+            generated.solution.duals, rounds=limits.rounds, should_stop=run.stop_after(0.6)
+        )
     for tolerance in TOLERANCES:
         for attempt in range(CERTIFICATES):
             run.plan(generator, generated)
@@ -206,7 +211,9 @@ def _solve(run: _Solve, generator: Generator, *, small: bool) -> BoundaryResult:
             certified, bound = generator.certify(
                 duals, tolerance=tolerance, should_stop=run.should_stop, give_up=attempt + 1 < CERTIFICATES
             )
-            run.prove(bound, dual_proof(run.problem, certified, bound), duals, f"certificate within {tolerance:.2%}")
+            run.prove(
+                bound, dual_proof(run.problem, certified, bound), duals, f"certificate within {tolerance:.2%}"
+            )
             if run.good_enough() or run.should_stop():
                 return run.result("good-enough" if run.good_enough() else "limits")
             if certified.complete and certified.factor <= 1.0 + 2.0 * tolerance:

@@ -10,12 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, floor
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from planner.problem import BoundaryProblem, ObjectiveKind
 from planner.solve.columns import Column, Shape, total_tokens_per_s
 from planner.solve.tables import FloatArray
+
+if TYPE_CHECKING:
+    from ortools.sat.python.cp_model import CpModel, IntVar
 
 SCALE = 10_000_000.0
 
@@ -113,7 +117,7 @@ def pack(
         goal = ceil((problem.objective.tokens_per_s_min or 0.0) / rate_unit)
         counted = [floor(rate / rate_unit) for rate in rates_P]
         model.add(cp_model.LinearExpr.weighted_sum(x, counted) >= goal).with_name("tokens-min")
-    objective = cp_model.LinearExpr.weighted_sum(x, [int(round(w / unit)) for w in weight_P])
+    objective = cp_model.LinearExpr.weighted_sum(x, [round(w / unit) for w in weight_P])
     (model.minimize if price else model.maximize)(objective)
     _add_hint(model, columns, x, hint)
     solver = cp_model.CpSolver()
@@ -129,15 +133,15 @@ def pack(
     return Packing(columns=chosen, value=value_of(problem, shape, chosen), optimal=status == cp_model.OPTIMAL)
 
 
-def _count_var(model, problem: BoundaryProblem, shape: Shape, row_R: FloatArray, p: int):  # type: ignore[no-untyped-def]
+def _count_var(model: CpModel, problem: BoundaryProblem, shape: Shape, row_R: FloatArray, p: int) -> IntVar:
     most = min((int(shape.limit_R[r] / row_R[r] + 1e-9) for r in np.flatnonzero(row_R)), default=1)
     if problem.replicas_max is not None:
         most = min(most, problem.replicas_max)
     return model.new_int_var(0, max(0, most), f"x[{p}]")
 
 
-def _limit_rows(model, shape: Shape, row_PR: FloatArray, x) -> None:  # type: ignore[no-untyped-def]
-    """row[r]: sum_p a_rp x_p <= b_r; rows with fractional coefficients are scaled, rounded up and thus kept safe."""
+def _limit_rows(model: CpModel, shape: Shape, row_PR: FloatArray, x: Sequence[IntVar]) -> None:
+    """row[r]: sum_p a_rp x_p <= b_r; fractional coefficients are scaled and rounded up, which is safe."""
     from ortools.sat.python import cp_model
 
     for r, limit in enumerate(shape.limit_R):
@@ -152,7 +156,7 @@ def _limit_rows(model, shape: Shape, row_PR: FloatArray, x) -> None:  # type: ig
         model.add(expression <= floor(limit / unit + 1e-9)).with_name(f"row[{r}]")
 
 
-def _add_hint(model, columns: Sequence[Column], x, hint: Sequence[Column]) -> None:  # type: ignore[no-untyped-def]
+def _add_hint(model: CpModel, columns: Sequence[Column], x: Sequence[IntVar], hint: Sequence[Column]) -> None:
     if not hint:
         return
     counts: dict[object, int] = {}

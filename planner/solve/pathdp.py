@@ -1,16 +1,16 @@
 """Shortest replica paths under prices: the relaxed pricing problem of one load box.
 
-A path is a chain of stages from layer 0 to L. Its cost is `a * w + prices of its clusters` with w the fill time
-(busy and transfer seconds of one micro-batch through all stages), over columns and links whose load stays inside
-the box. The relaxation: a path may use a class more often than it has devices. Visit credits tighten it: each
-maximal visit to a site pays `lambda_c` per device of class c used and gets `lambda_c * N_c` back, which no real
-replica can profit from.
+A path is a chain of stages from layer 0 to L. Its cost is `a * w + prices of its clusters` with w the fill
+time (busy and transfer seconds of one micro-batch through all stages), over columns and links whose load
+stays inside the box. The relaxation: a path may use a class more often than it has devices. Visit credits
+tighten it: each maximal visit to a site pays `lambda_c` per device of class c used and gets `lambda_c *
+N_c` back, which no real replica can profit from.
 
-Costs to go are single precision, which halves the time; `PathDp.value` is lowered by more than the rounding can
-have raised it, so that it bounds every path from below.
+Costs to go are single precision, which halves the time; `PathDp.value` is lowered by more than the rounding
+can have raised it, so that it bounds every path from below.
 
-Legend: E column entries of the box, P distinct cells, Q stages left - 1, S sites, G signatures, L layers, W interval
-lengths, B layer borders, J templates.
+Legend: E column entries of the box, P distinct cells, Q stages left - 1, S sites, G signatures, L layers, W
+interval lengths, B layer borders, J templates.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ ROUNDING = 4.0 * 2.0**-24
 
 @dataclass(frozen=True, kw_only=True)
 class BoxView:
-    """The part of a mode's tables whose load does not pass `upto_s`; `entry_E` are positions in the tables."""
+    """The part of a mode's tables with loads up to `upto_s`; `entry_E` are positions in the tables."""
 
     tables: ModeTables
     upto_s: float
     entry_E: NDArray[np.int32]
     busy_E: Float32Array
-    template_E: NDArray[np.int16] | NDArray[np.int32]
+    template_E: NDArray[np.signedinteger]
     cell_P: NDArray[np.int32]
     start_P: NDArray[np.int32]
     window_LW: NDArray[np.int32]
@@ -149,7 +149,7 @@ def run_path_dp(view: BoxView, time_weight: float, price_J: FloatArray, credit_S
 
 
 def _cells(view: BoxView, cost_E: Float32Array) -> Float32Array:
-    """Least cost per (level, site, signature); one more signature, always infinite, stands for `no interval`."""
+    """Least cost per (level, site, signature); one more signature, infinite, stands for no interval."""
     tables = view.tables
     num_signatures = len(tables.signatures.intervals)
     cell_QSG = np.full((tables.num_levels, tables.num_sites, num_signatures + 1), np.inf, dtype=np.float32)
@@ -174,7 +174,7 @@ def _hops(view: BoxView, fill: np.float32, credit_S: FloatArray) -> Float32Array
 
 
 def trace_entries(dp: PathDp, stages_left_i: int, site_i: int) -> list[tuple[StageChoice, int]]:
-    """Stages of the least path that starts in `site_i` with `stages_left_i + 1` stages, each with its table entry."""
+    """The least path from `site_i` with `stages_left_i + 1` stages: each stage with its table entry."""
     view, tables = dp.view, dp.view.tables
     num_signatures = len(tables.signatures.intervals)
     num_layers = view.window_LW.shape[0]

@@ -138,7 +138,7 @@ class Pricer:
         return inf if price <= 0.0 else (column.tokens_per_s + duals.nu) / price
 
     def overuse_2C(self, column: Column) -> FloatArray:
-        """Slopes of the usage terms: devices used less N_c per visit to the class's site, and less N_c once."""
+        """Slopes of the usage terms: devices used less N_c per visit to their site, and less N_c once."""
         sites = [self.problem.templates[stage.template_i].site_i for stage in column.stages]
         visits_S = np.zeros(self.shape.num_sites)
         for i, site_i in enumerate(sites):

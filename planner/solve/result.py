@@ -33,9 +33,9 @@ class Progress:
 class Limits:
     """When to stop.
 
-    `deadline_s` is wall time from the start of the solve. `max_excess_frac` is the excess at which a plan is good
-    enough. With `deterministic` only counted limits bind and `deadline_s` is ignored. `should_stop` is asked often
-    (Ctrl-C); `report` is told of every improvement.
+    `deadline_s` is wall time from the start of the solve. `max_excess_frac` is the excess at which a plan
+    is good enough. With `deterministic` only counted limits bind and `deadline_s` is ignored. `should_stop`
+    is asked often (Ctrl-C); `report` is told of every improvement.
     """
 
     deadline_s: float = 60.0
@@ -51,8 +51,9 @@ class Limits:
 class BoundaryResult:
     """The best set of replicas found for one boundary, and a bound no other set passes.
 
-    `value` and `bound` are in the objective's own unit (tokens/s; USD per hour when minimising price). `proof` is the
-    evidence `echelon check` repeats. `prices` are multipliers per capacity row, for explanations and warm starts.
+    `value` and `bound` are in the objective's own unit (tokens/s; USD per hour when minimising price).
+    `proof` is the evidence `echelon check` repeats. `prices` are multipliers per capacity row, for
+    explanations and warm starts.
     """
 
     boundary: str

@@ -2,8 +2,8 @@
 
 Intervals with equal cost key and equal required tier share a signature, so equal blocks are tabulated once.
 
-Legend: E column entries, J templates of the problem, Q stages left, S sites, G signatures, L layers (start position),
-W interval lengths, B layer borders (0..L), C device classes.
+Legend: E column entries, J templates of the problem, Q stages left, S sites, G signatures, L layers (start
+position), W interval lengths, B layer borders (0..L), C device classes.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ IntArray = NDArray[np.int64]
 class Signatures:
     """Layer intervals grouped by cost key and required tier.
 
-    `interval_G` is one interval of each signature, `tier_G` its required tier, `window_LW[a, n-1]` the signature of
-    layers [a, a+n), or G where the chain ends before.
+    `interval_G` is one interval of each signature, `tier_G` its required tier, `window_LW[a, n-1]` the
+    signature of layers [a, a+n), or G where the chain ends before.
     """
 
     intervals: tuple[Interval, ...]
@@ -41,10 +41,10 @@ class Signatures:
 class ModeTables:
     """Entries sorted by cell; a cell is (in-flight level, site, signature).
 
-    `num_stages` is the most stages a path may have, `num_levels` how many in-flight counts differ: a stage with q
-    stages left, itself included, is on level min(q, num_levels).
-    `busy_E` seconds per micro-batch, `load_E` = repeats * busy + sync per step, `template_E` the candidate cluster.
-    `transfer_BSS` seconds per micro-batch across border b from site s to t (infinite without a link).
+    `num_stages` is the most stages a path may have, `num_levels` how many in-flight counts differ: a stage
+    with q stages left, itself included, is on level min(q, num_levels). `busy_E` seconds per micro-batch,
+    `load_E` = repeats * busy + sync per step, `template_E` the candidate cluster. `transfer_BSS` seconds
+    per micro-batch across border b from site s to t (infinite without a link).
     """
 
     mode: Mode
@@ -56,7 +56,7 @@ class ModeTables:
     cell_E: IntArray
     busy_E: FloatArray
     load_E: FloatArray
-    template_E: NDArray[np.int16] | NDArray[np.int32]
+    template_E: NDArray[np.signedinteger]
     transfer_BSS: FloatArray
 
     @property
@@ -109,7 +109,7 @@ def _mode_tables(problem: BoundaryProblem, mode: Mode, signatures: Signatures) -
     for template_i in mode.templates:
         template = problem.templates[template_i]
         groups[(template.site_i, template.usage)].append(template)
-    small = np.int16 if len(problem.templates) < 2**15 else np.int32
+    small = np.dtype(np.int16 if len(problem.templates) < 2**15 else np.int32)
     cells, busies, loads, owners = [], [], [], []
     for members in groups.values():
         busy_JKQ, load_JKQ = _undominated(
@@ -169,7 +169,7 @@ def _sorted_tables(
     cells: list[IntArray],
     busies: list[FloatArray],
     loads: list[FloatArray],
-    owners: list[NDArray[np.int16] | NDArray[np.int32]],
+    owners: list[NDArray[np.signedinteger]],
 ) -> ModeTables:
     cell_E = np.concatenate(cells) if cells else np.zeros(0, dtype=np.int64)
     order = np.argsort(cell_E, kind="stable")
