@@ -114,7 +114,7 @@ def _scales(master: ColumnMaster) -> tuple[float, FloatArray]:
 def _model(master: ColumnMaster, *, integer: bool) -> tuple[Any, list[Any]]:
     from ortools.linear_solver.python import model_builder as mb
 
-    model: Any = mb.Model()  # type: ignore[no-untyped-call]
+    model: Any = mb.Model()
     num_columns = len(master.value_N)
     most = float(master.count_max)
     if integer:

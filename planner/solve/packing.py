@@ -152,7 +152,7 @@ def _limit_rows(model: CpModel, shape: Shape, row_PR: FloatArray, x: Sequence[In
         whole = bool(np.all(coefficient_P == np.round(coefficient_P)) and limit == round(limit))
         unit = 1.0 if whole else max(float(limit), 1e-12) / 1e9
         scaled = [ceil(c / unit - 1e-9) for c in coefficient_P]
-        expression = cp_model.LinearExpr.weighted_sum([x[p] for p in used], scaled)
+        expression = cp_model.LinearExpr.weighted_sum([x[int(p)] for p in used], scaled)
         model.add(expression <= floor(limit / unit + 1e-9)).with_name(f"row[{r}]")
 
 
