@@ -191,10 +191,10 @@ def _solve(run: _Solve, generator: Generator, *, small: bool) -> BoundaryResult:
         return _no_replica(run.problem, generator)
     duals = generator.seed(run.should_stop)
     run.first_plan(generator, duals)
-    generated = generator.run(duals, rounds=limits.rounds, should_stop=run.stop_after(0.35))
+    generated = generator.run(duals, rounds=limits.rounds, should_stop=run.stop_after(0.25))
     generator.drop_relaxed()
     generated = generator.run(
-        generated.solution.duals, rounds=limits.rounds, should_stop=run.stop_after(0.45)
+        generated.solution.duals, rounds=limits.rounds, should_stop=run.stop_after(0.35)
     )
     if small and _close(run, generator):
         return run.closed()
@@ -202,14 +202,17 @@ def _solve(run: _Solve, generator: Generator, *, small: bool) -> BoundaryResult:
         run.plan(generator, generated)
         generator.refine(near_frac, ratio)
         generated = generator.run(
-            generated.solution.duals, rounds=limits.rounds, should_stop=run.stop_after(0.6)
+            generated.solution.duals, rounds=limits.rounds, should_stop=run.stop_after(0.45)
         )
     for tolerance in TOLERANCES:
         for attempt in range(CERTIFICATES):
             run.plan(generator, generated)
             duals = generator.floored(generated.solution.duals)
             certified, bound = generator.certify(
-                duals, tolerance=tolerance, should_stop=run.should_stop, give_up=attempt + 1 < CERTIFICATES
+                duals,
+                tolerance=tolerance,
+                should_stop=run.should_stop,
+                give_up=attempt + 1 < CERTIFICATES and not run.stop_after(0.6)(),
             )
             run.prove(
                 bound, dual_proof(run.problem, certified, bound), duals, f"certificate within {tolerance:.2%}"
@@ -218,7 +221,7 @@ def _solve(run: _Solve, generator: Generator, *, small: bool) -> BoundaryResult:
                 return run.result("good-enough" if run.good_enough() else "limits")
             if certified.complete and certified.factor <= 1.0 + 2.0 * tolerance:
                 break
-            generated = generator.run(duals, rounds=limits.rounds, should_stop=run.stop_after(0.9))
+            generated = generator.run(duals, rounds=limits.rounds, should_stop=run.stop_after(0.7))
     return run.result("tolerance")
 
 
