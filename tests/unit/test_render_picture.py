@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
@@ -36,6 +37,8 @@ def sound(svg: str) -> None:
     crossed = [(a, b) for a, b in overlapping(frames, 0.5) if not a.holds(b, 0.6) and not b.holds(a, 0.6)]
     assert crossed == []
     assert [box for box in rects if not canvas.holds(box, 0.6)] == []
+    cards = [replace(box, right=box.right + 10, bottom=box.bottom + 10) for box in rects if box.cls == "card"]
+    assert overlapping(cards) == [], "cards stand apart"
 
 
 def assert_all_drawn(svg: str, fleet: Fleet) -> None:
@@ -122,6 +125,25 @@ def test_any_fleet_is_drawn_without_overlaps(
     sound(svg)
     assert_all_drawn(svg, fleet)
     assert svg == render_svg(plan_view(plan))
+
+
+def test_the_smallest_boundaries_have_room_for_their_words() -> None:
+    names = ("a", "b", "c")
+    fleet = Fleet(
+        name="tiny", tiers=("open",), boundaries=names,
+        sites=tuple(Site(site_id=f"{n}s", boundary_id=n, fabric_bytes_per_s=1e9) for n in names),
+        hosts=tuple(Host(host_id=f"{n}h", site_id=f"{n}s", link_bytes_per_s=1e9) for n in names),
+        devices=tuple(device(f"{n}h", i, "T4", 0) for n in names for i in range(2)),
+    )  # fmt: skip
+    svg = render_svg(plan_view(drawn_plan(fleet, 3)))
+    sound(svg)
+    assert_all_drawn(svg, fleet)
+    sound(render_svg(plan_view(drawn_plan(fleet, 3, without=names))))
+
+
+def test_names_are_text_and_never_markup(ward_plan: Plan) -> None:
+    svg = render_svg(plan_view(replace(ward_plan, job="<rect/>&amp;\"'")))
+    assert any("<rect/>&amp;" in (element.text or "") for element in ElementTree.fromstring(svg).iter())
 
 
 def test_roles_and_slow_links_are_told_without_colour(ward_plan: Plan) -> None:

@@ -76,6 +76,15 @@ def test_tables_keep_to_eighty_columns(columns: list[str]) -> None:
     assert max(map(len, table([heads, row]))) <= COLUMNS
 
 
+def test_tables_shorten_no_more_than_they_must() -> None:
+    heads = ["#", "layers", "site", "devices", "tier", "head", "mem", "strategy"]
+    row = ["0", "[0,9)", "s" * 30, "d" * 12, "C", "h" * 14, "9%", "tp 2"]
+    lines = table([heads, row])
+    assert len(lines[1]) > COLUMNS - 5
+    assert "d" * 12 in lines[1]
+    assert "h" * 14 in lines[1]
+
+
 def test_long_names_are_shortened_in_the_middle(plan: Plan) -> None:
     name = "a-host-with-a-very-long-name-that-nobody-types-by-hand-" + "x" * 60
     text = dump_plan(plan).replace("vault-1", name)
