@@ -106,7 +106,8 @@ def judge_baselines(outcomes: Sequence[Outcome]) -> Verdict:
             ratio = f"{ours / other:.2f} x {solver}" if ours and other else f"{solver} has no plan"
             ratios.append(ratio if ours else "no plan")
         words.append(f"{name} {', '.join(ratios)}")
-    return Verdict(measured="; ".join(words), met=None)
+    failed = failures(outcomes)
+    return Verdict(measured="; ".join(words + failed[:1]), met=False if failed else None)
 
 
 def judge_chain(outcomes: Sequence[Outcome]) -> Verdict:

@@ -49,7 +49,7 @@ def run_row(row: Row, record: TextIO, *, check: bool) -> tuple[Verdict, list[Out
             case = Case(name=case.name, work=case.work, arguments=arguments, limit_s=case.limit_s)
         outcomes.append(run_case(case))
         note(row.key, outcomes[-1], record)
-        if check and case.work == "solve" and "planned_s" in outcomes[-1].answer:
+        if check and case.work == "solve" and "tokens_per_s" in outcomes[-1].answer:
             again = Case(name=f"{case.name}, referee", work="check", arguments={"plan_file": str(plan_file)})
             note(row.key, run_case(again), record)
     return judged(row, outcomes), outcomes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,12 @@ from bench.fleets import bench_policy, generate_fleet
 from costmodels.hf_config import read_architecture
 from costmodels.model import build_workload
 from costmodels.workload import Job
-from planner.assemble import assemble
 from planner.canonical import Inputs
 from planner.examples.bundled import example_folder
 from planner.plan import dump_plan
-from planner.solve.result import BoundaryResult, Limits, Progress, Status, excess_frac
-from planner.solve.run import solve_problem
-from planner.solving import Request, plan_settings, problem_of, stated_limits, stated_versions
+from planner.solve.result import BoundaryResult, Limits, Progress, excess_frac
+from planner.solving import Request, solve_inputs
+from policies.errors import InfeasibleError, NoPlanInTimeError
 
 MODELS = example_folder("models")
 FINISHING_FRAC = 0.04
@@ -89,52 +89,44 @@ def solve_case(
     `max_excess_frac` 0.001 is what the command line stops at when nothing else is asked for.
     """
     inputs = example_inputs(fleet[1]) if fleet[0] == "example" else bench_inputs(fleet[1], fleet[2], **job)
-    request = Request(solver=solver)
     watch = Watch(started_s=started_s, target_frac=target_frac)
-    problem = problem_of(inputs, request)
     built_s = time.monotonic() - started_s
     left_s = max(0.1, deadline_s * (1.0 - FINISHING_FRAC) - built_s)
     limits = Limits(deadline_s=left_s, max_excess_frac=max_excess_frac, report=watch.hear)
-    results = solve_problem(problem, limits, solver=solver)
-    solved_s = time.monotonic() - started_s
-    answer = {
-        **summary(results),
-        "built_s": built_s,
-        "solved_s": solved_s,
+    found: dict[str, Any] = {"infeasible": [], "excess_frac": None}
+    try:
+        answer = solve_inputs(inputs, Request(solver=solver), limits)
+    except InfeasibleError as error:
+        found["infeasible"] = list(error.because) or [str(error)]
+    except NoPlanInTimeError as error:
+        found["stops"] = {"all": str(error)}
+    else:
+        found |= {**summary(answer.results), "tokens_per_s": answer.plan.tokens_per_s}
+        if plan_file is not None:
+            Path(plan_file).parent.mkdir(parents=True, exist_ok=True)
+            Path(plan_file).write_text(dump_plan(answer.plan), encoding="utf-8")
+    return {
+        **found,
+        "read_s": built_s,
+        "solved_s": watch.steps[-1][0] if watch.steps else None,
+        "planned_s": time.monotonic() - started_s if "tokens_per_s" in found else None,
         "first_plan_s": watch.first_plan_s,
         "reached_s": watch.reached_s,
         "steps": watch.steps,
     }
-    if all(result.replicas for result in results):
-        plan = assemble(
-            problem,
-            results,
-            inputs,
-            settings=plan_settings(request),
-            limits=stated_limits(request, limits),
-            versions=stated_versions(),
-            seed=limits.seed,
-        )
-        if plan_file is not None:
-            Path(plan_file).parent.mkdir(parents=True, exist_ok=True)
-            Path(plan_file).write_text(dump_plan(plan), encoding="utf-8")
-        answer |= {"tokens_per_s": plan.tokens_per_s, "planned_s": time.monotonic() - started_s}
-    return answer
 
 
-def summary(results: list[BoundaryResult]) -> dict[str, Any]:
+def summary(results: Sequence[BoundaryResult]) -> dict[str, Any]:
     """Totals over all boundaries, and how each ended."""
     values = [result.value for result in results if result.value is not None]
     bounds = [result.bound for result in results if result.bound is not None]
     excess = None
     if len(values) == len(bounds) == len(results):
         excess = excess_frac(sum(values), sum(bounds), maximise=True)
-    infeasible = [result.boundary for result in results if result.status is Status.INFEASIBLE]
     return {
         "value": sum(values) if len(values) == len(results) else None,
         "bound": sum(bounds) if len(bounds) == len(results) else None,
         "excess_frac": excess,
-        "infeasible": infeasible,
         "num_replicas": sum(len(result.replicas) for result in results),
         "stops": {result.boundary: f"{result.status}, {result.stop}" for result in results},
         "proofs": sorted({str(result.proof.get("kind")) for result in results}),
