@@ -96,7 +96,7 @@ def judge_agreement(outcomes: Sequence[Outcome]) -> Verdict:
 
 
 def judge_baselines(outcomes: Sequence[Outcome]) -> Verdict:
-    speed = {o.case.name: o.answer.get("tokens_per_s") for o in outcomes}
+    speed = {o.case.name: o.answer.get("value") for o in outcomes}
     words = []
     for name in example_names():
         ours = speed.get(f"{name} decomposition")
