@@ -19,6 +19,7 @@ from planner.solve.pricing import Priced, Pricer
 NARROWEST = 1.0 + 1e-7
 NARROW_SHARE = 0.1
 SWEEPS = 2.5
+STEPS_MAX = 6000
 TIGHTENING_STEPS = 12
 
 
@@ -153,7 +154,7 @@ def certify(
             complete = True
             break
         swept = steps > SWEEPS * len(pricer.boxes)
-        if should_stop() or (swept and search.known > give_up_above):
+        if should_stop() or steps > STEPS_MAX or (swept and search.known > give_up_above):
             break
         steps += 1
         heapq.heappop(heap)

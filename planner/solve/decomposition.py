@@ -28,6 +28,7 @@ from planner.solve.proof import dual_proof, multipliers
 from planner.solve.result import BoundaryResult, Limits, Progress, Status, excess_frac
 from planner.solve.tables import build_signatures, build_tables
 from planner.solve.team import Team
+from planner.solve.tiny import is_tiny, solve_tiny
 
 TOLERANCES = (0.005, 0.002, 0.0007, 0.0002)
 REFINEMENTS = ((0.93, 1.12), (0.97, 1.04))
@@ -175,6 +176,10 @@ def solve_boundary(problem: BoundaryProblem, limits: Limits, *, processes: int =
     if is_bottleneck_problem(problem):
         return solve_bottleneck(problem, limits)
     run = _Solve(problem, limits, time.monotonic())
+    if is_tiny(problem):
+        listed = solve_tiny(problem, run.shape, limits)
+        if listed is not None:
+            return listed
     small = sum(c.num_devices for c in problem.classes) <= SMALL_FLEET
     tables = build_tables(problem, build_signatures(problem))
     team = Team(problem, run.shape, tables, processes=1 if small else processes)
@@ -267,7 +272,12 @@ def _close(run: _Solve, generator: Generator) -> bool:
     if closed.packing is not None:
         run.offer(closed.packing.columns, "closure")
     if closed.proven:
-        proof = {"kind": "closure", **multipliers(problem, solution.duals), "factor": factor}
+        proof = {
+            "kind": "closure",
+            **multipliers(problem, solution.duals),
+            "factor": factor,
+            "bound": run.best.value,
+        }
         run.best.bound, run.best.proof, run.best.duals = run.best.value, proof, solution.duals
         run.report("closed")
     else:

@@ -1,0 +1,43 @@
+"""Column generation by itself, without the exact ways small problems are solved: plans and bounds enclose the best."""
+
+from __future__ import annotations
+
+import pytest
+
+from planner.solve import bruteforce, certify, decomposition
+from planner.solve.result import BoundaryResult, Limits, Status
+from solver.micro_fleets import CONDITIONS, MicroCase, micro_case
+
+CASES = [(seed, CONDITIONS[seed % len(CONDITIONS)]) for seed in range(100, 120)]
+
+
+def general(case: MicroCase, monkeypatch: pytest.MonkeyPatch) -> BoundaryResult:
+    """What relaxed and real column generation with certificates finds."""
+    monkeypatch.setattr(decomposition, "is_tiny", lambda _problem: False)
+    monkeypatch.setattr(decomposition, "SMALL_FLEET", 0)
+    monkeypatch.setattr(decomposition, "TOLERANCES", (0.01,))
+    monkeypatch.setattr(decomposition, "CERTIFICATES", 1)
+    monkeypatch.setattr(certify, "STEPS_MAX", 60)
+    return decomposition.solve_boundary(case.problem(), Limits(deterministic=True, rounds=4), processes=1)
+
+
+@pytest.mark.parametrize(("seed", "condition"), CASES, ids=lambda value: str(value)[:24])
+def test_plans_and_bounds_enclose_the_best(
+    seed: int, condition: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = micro_case(seed, condition, foreign=seed % 3 != 0)
+    best = bruteforce.solve_boundary(case.problem(), Limits())
+    found = general(case, monkeypatch)
+    if best.status is Status.INFEASIBLE:
+        assert found.value is None
+        return
+    assert best.value is not None
+    minimise = case.problem().objective.kind == "price"
+    if found.value is not None:
+        assert (
+            (found.value >= best.value * (1 - 1e-9)) if minimise else (found.value <= best.value * (1 + 1e-9))
+        )
+    if found.bound is not None:
+        assert (
+            (found.bound <= best.value * (1 + 1e-9)) if minimise else (found.bound >= best.value * (1 - 1e-9))
+        )
