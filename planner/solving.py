@@ -24,6 +24,7 @@ from planner.plan import Plan
 from planner.problem import Objective, ObjectiveKind, Problem
 from planner.solve.result import BoundaryResult, Limits, Status, excess_frac
 from planner.solve.run import is_coupled, solve_problem
+from planner.solve.side_by_side import PROCESSES
 from planner.solve.small_master import objective_value
 from policies.errors import InfeasibleError, NoPlanInTimeError
 
@@ -65,11 +66,12 @@ class Answer:
     former_used: bool | None
 
 
-def solve_inputs(inputs: Inputs, request: Request, limits: Limits) -> Answer:
+def solve_inputs(inputs: Inputs, request: Request, limits: Limits, *, processes: int = PROCESSES) -> Answer:
     """The best plan found within `limits`, with its certificate.
 
     Devices of the policy's spill-over owners are used only where the plan without them is proven impossible
-    or falls short of the policy's tokens/s; half of the deadline goes to finding out.
+    or falls short of the policy's tokens/s; half of the deadline goes to finding out. With `processes` 0
+    everything runs in this process.
 
     Raises:
         InputError, PolicyRefusedError, EchelonError: the problem is refused.
@@ -78,12 +80,12 @@ def solve_inputs(inputs: Inputs, request: Request, limits: Limits) -> Answer:
     """
     spill_over = inputs.policy.spill_over
     if spill_over is None:
-        return _solve_once(inputs, request, limits, owners=())
+        return _solve_once(inputs, request, limits, (), processes)
     started_s = time.monotonic()
     first: Answer | None = None
     try:
         half = replace(limits, deadline_s=limits.deadline_s / 2.0)
-        first = _solve_once(inputs, request, half, owners=spill_over.owners)
+        first = _solve_once(inputs, request, half, spill_over.owners, processes)
     except InfeasibleError:
         pass
     wanted = spill_over.tokens_per_s_below or 0.0
@@ -91,7 +93,8 @@ def solve_inputs(inputs: Inputs, request: Request, limits: Limits) -> Answer:
         return first
     left_s = limits.deadline_s - (time.monotonic() - started_s)
     try:
-        second = _solve_once(inputs, request, replace(limits, deadline_s=max(0.0, left_s)), owners=())
+        rest = replace(limits, deadline_s=max(0.0, left_s))
+        second = _solve_once(inputs, request, rest, (), processes)
     except NoPlanInTimeError:
         if first is None:
             raise
@@ -148,11 +151,13 @@ def stated_versions() -> dict[str, str]:
     return found
 
 
-def _solve_once(inputs: Inputs, request: Request, limits: Limits, *, owners: Sequence[str]) -> Answer:
+def _solve_once(
+    inputs: Inputs, request: Request, limits: Limits, owners: Sequence[str], processes: int
+) -> Answer:
     problem = problem_of(inputs, request, without=owners)
     _require_devices(problem)
     known = _former(problem, request)
-    results = solve_problem(problem, limits, solver=request.solver, incumbents=known)
+    results = solve_problem(problem, limits, solver=request.solver, processes=processes, incumbents=known)
     _require_plan(results)
     if request.keep is not None:
         results = _kept(problem, results, known, limits.max_excess_frac)
@@ -191,13 +196,15 @@ def problem_of(inputs: Inputs, request: Request, *, without: Sequence[str] = ())
 
 
 def _require_devices(problem: Problem) -> None:
-    empty = [boundary.name for boundary in problem.boundaries if not boundary.classes]
-    if empty:
-        raise InfeasibleError(
-            "infeasible",
-            "no placement satisfies all rules",
-            because=[f"boundary {name} has no devices" for name in empty],
-        )
+    """Every boundary has devices, and some cluster of them that the executor can run."""
+    because = [f"boundary {b.name} has no devices" for b in problem.boundaries if not b.classes]
+    because += [
+        f"no cluster of devices in boundary {b.name} can run a micro-batch of the job"
+        for b in problem.boundaries
+        if b.classes and not any(mode.templates for mode in b.modes)
+    ]
+    if because:
+        raise InfeasibleError("infeasible", "no placement satisfies all rules", because=because)
 
 
 def _require_plan(results: Sequence[BoundaryResult]) -> None:

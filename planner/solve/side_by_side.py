@@ -114,7 +114,7 @@ def with_incumbent(
 
 def size_of(boundary: BoundaryProblem) -> float:
     """How much work a boundary is, compared with others."""
-    return float(sum(len(mode.templates) for mode in boundary.modes) * boundary.num_layers)
+    return 1.0 + sum(len(mode.templates) for mode in boundary.modes) * boundary.num_layers
 
 
 def _nothing(boundary: BoundaryProblem) -> BoundaryResult:
