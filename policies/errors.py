@@ -1,13 +1,13 @@
 """The one error family of the product: a stable code, the offending values, and a way out.
 
-    EchelonError                 exit code 1
-    ├── InputError               3   a file or argument from the user is wrong; carries every fault at once
-    ├── InfeasibleError          4   proven: no plan satisfies all demands
-    ├── NoPlanInTimeError        5   the limits ran out before any plan was found
-    ├── ExcessTooLargeError      6   a plan was found, but further from the bound than was asked for
-    ├── PolicyRefusedError       7   the policy forbids what was asked for
-    ├── AuditFailedError         8   evidence does not hold
-    └── ExecutorFailedError      9   a plan could not be carried out
+EchelonError                 exit code 1
+├── InputError               3   a file or argument from the user is wrong; carries every fault at once
+├── InfeasibleError          4   proven: no plan satisfies all demands
+├── NoPlanInTimeError        5   the limits ran out before any plan was found
+├── ExcessTooLargeError      6   a plan was found, but further from the bound than was asked for
+├── PolicyRefusedError       7   the policy forbids what was asked for
+├── AuditFailedError         8   evidence does not hold
+└── ExecutorFailedError      9   a plan could not be carried out
 """
 
 from __future__ import annotations

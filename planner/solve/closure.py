@@ -1,7 +1,8 @@
 """Exact closure of small fleets: list every replica that could improve the plan, pack them exactly.
 
-With dual feasible multipliers and their bound U, a plan better than v can only use replicas whose slacks sum to at
-most the gap between U and v. The slack limit grows from a small share of the gap until it covers all of it.
+With dual feasible multipliers and their bound U, a plan better than v can only use replicas whose slacks
+sum to at most the gap between U and v. The slack limit grows from a small share of the gap until it covers
+all of it.
 """
 
 from __future__ import annotations
@@ -144,7 +145,7 @@ class Enumerator:
         best: PathDp,
         key: tuple[int, int],
     ) -> tuple[PathDp, FloatArray | None]:
-        """Completion bounds of a band, raised by usage multipliers until the band is empty or they help no more."""
+        """Completion bounds of a band, raised by usage multipliers until it is empty or they help no more."""
         best_value: float = best.value
         best_2C: FloatArray | None = None
         target = slack_max - band.base
@@ -189,7 +190,9 @@ def improve(enumerator: Enumerator, rule: SlackRule, slack_max: float, budget: B
         LabelLimitError: the budget ran out.
     """
     columns = enumerator.columns(rule, slack_max, budget)
-    slack_P = [float(rule.price_C @ c.usage_C) + rule.constant - rule.speed_weight * c.tokens_per_s for c in columns]
+    slack_P = [
+        float(rule.price_C @ c.usage_C) + rule.constant - rule.speed_weight * c.tokens_per_s for c in columns
+    ]
     return [columns[int(p)] for p in np.argsort(slack_P, kind="stable")[:NEW_COLUMNS]]
 
 

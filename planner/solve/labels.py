@@ -1,8 +1,8 @@
 """Replicas of small slack in one box and band, listed exactly by label setting with usage vectors.
 
-The slack of a replica is `price . usage + constant - weight * tokens/s`, >= 0 for all once the multipliers are dual
-feasible. In a box (loads) and band (fill times w) the speed W / (w + y) lies below its chord in w, so slack is
-bounded from below by a linear cost, whose least completion a path DP gives.
+The slack of a replica is `price . usage + constant - weight * tokens/s`, >= 0 for all once the multipliers
+are dual feasible. In a box (loads) and band (fill times w) the speed W / (w + y) lies below its chord in w,
+so slack is bounded from below by a linear cost, whose least completion a path DP gives.
 
 Legend: N labels, C device classes, E column entries, J templates, S sites.
 """
@@ -20,7 +20,6 @@ from planner.problem import BoundaryProblem
 from planner.solve.columns import Column, Shape
 from planner.solve.pathdp import BoxView, PathDp
 from planner.solve.tables import FloatArray, IntArray
-
 
 # How many of the strongest labels of a state others are compared with.
 DOMINATORS = 40
@@ -46,7 +45,9 @@ class Band:
     slope: float
 
 
-def band_of(rule: SlackRule, tokens_per_step: float, fill: float, from_s: float, low_w: float, high_w: float) -> Band:
+def band_of(
+    rule: SlackRule, tokens_per_step: float, fill: float, from_s: float, low_w: float, high_w: float
+) -> Band:
     """The chord of the speed over a band; without fill time only the load counts."""
     tokens = rule.speed_weight * tokens_per_step
     slope = tokens / ((low_w + from_s) * (high_w + from_s)) if fill > 0.0 else 0.0
@@ -58,9 +59,8 @@ def band_of(rule: SlackRule, tokens_per_step: float, fill: float, from_s: float,
 class Labels:
     """Partial paths after equally many stages; `left` stages are still to come.
 
-    `w`, `z`, `g`: fill time, slowest busy or transfer time, largest sync. `credit`: what usage multipliers have
-    added so far. `parent` is the label one stage before, `entry` the table entry
-    of the last stage.
+    `w`, `z`, `g`: fill time, slowest busy or transfer time, largest sync. `credit`: what usage multipliers
+    have added so far. `parent` is the label one stage before, `entry` the table entry of the last stage.
     """
 
     left_N: IntArray
@@ -130,7 +130,9 @@ class StartIndex:
                 signature = int(self._window_LW[layer, length - 1])
                 p = self._cell_at.get(base + signature) if signature < self._num_signatures else None
                 if p is not None:
-                    inside = self._view.entry_E[int(self._view.start_P[p]) : int(self._ends[p])].astype(np.int64)
+                    inside = self._view.entry_E[int(self._view.start_P[p]) : int(self._ends[p])].astype(
+                        np.int64
+                    )
                     entries.append(inside)
                     stops.append(np.full(inside.size, layer + length, dtype=np.int64))
             none = np.zeros(0, dtype=np.int64)
@@ -211,7 +213,7 @@ class BandSearch:
         return spent_N
 
     def _staged(self, labels: Labels, members: IntArray) -> Labels:
-        """One more stage on labels that stand at the same place, in all ways that can still end with small slack."""
+        """One more stage on labels at the same place, in all ways that can still end with small slack."""
         tables, formula = self.tables, self.tables.formula
         here = labels.take(members)
         site, q = int(here.site_N[0]), int(here.left_N[0])
@@ -334,8 +336,9 @@ def concatenate(parts: list[Labels], num_classes: int) -> Labels:
 def undominated(labels: Labels, repeats: float) -> Labels:
     """Drop labels that one of the strongest labels at the same layer and site beats with no more devices.
 
-    Label 1 beats 2 when w1 + repeats * max(0, z1 - z2) + max(0, g1 - g2) <= w2 and it uses no class more: then every
-    completion of 2 is also one of 1, no slower and no dearer. With two maxima that is four comparisons.
+    Label 1 beats 2 when w1 + repeats * max(0, z1 - z2) + max(0, g1 - g2) <= w2 and it uses no class more:
+    then every completion of 2 is also one of 1, no slower and no dearer. With two maxima that is four
+    comparisons.
     """
     if labels.size < 2:
         return labels

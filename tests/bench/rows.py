@@ -90,6 +90,13 @@ def build_rows(*, num_seeds: int, sweep: int, deadline_max_s: float = float("inf
         _published_row(
             "stage3d", stage3d_instances.CASES, "never worse than published, better once", judge_stage3d
         ),
+        *_fixed_rows(),
+    )
+
+
+def _fixed_rows() -> tuple[Row, ...]:
+    """Rows whose cases depend on nothing."""
+    return (
         Row(
             key="measured",
             what="layer profiles and iteration times measured by others",

@@ -1,4 +1,4 @@
-"""Column generation by itself, without the exact ways small problems are solved: plans and bounds enclose the best."""
+"""Column generation without the exact ways for small problems: plan and bound enclose the best."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from planner.solve import bruteforce, certify, decomposition
 from planner.solve.result import BoundaryResult, Limits, Status
-from solver.micro_fleets import CONDITIONS, MicroCase, micro_case
+from solver.micro_fleets import CONDITIONS, Condition, MicroCase, micro_case
 
 CASES = [(seed, CONDITIONS[seed % len(CONDITIONS)]) for seed in range(100, 120)]
 
@@ -23,7 +23,7 @@ def general(case: MicroCase, monkeypatch: pytest.MonkeyPatch) -> BoundaryResult:
 
 @pytest.mark.parametrize(("seed", "condition"), CASES, ids=lambda value: str(value)[:24])
 def test_plans_and_bounds_enclose_the_best(
-    seed: int, condition: object, monkeypatch: pytest.MonkeyPatch
+    seed: int, condition: Condition, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = micro_case(seed, condition, foreign=seed % 3 != 0)
     best = bruteforce.solve_boundary(case.problem(), Limits())
