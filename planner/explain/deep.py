@@ -80,9 +80,7 @@ def _next(view: BoundaryView, case: Case, value: float, report: Report, seconds:
         text = f"with one more host like {host_id} ({edits.host_text(case, host_id)})"
         one = _solved(edits.hosts_added(host_id, 1)(case), text, seconds, report)
         estimate = _host_worth(view, case, host_id, prices)
-        lines.append(
-            f"{_line(view, one, value)}; its devices' prices say at most {estimate:,.2f} {view.unit}"
-        )
+        lines.append(f"{_line(view, one, value)}; today's prices say up to {estimate:,.2f} {view.unit}")
         data.append({**_data(one, value), "worth_each": worth, "estimate": estimate})
     if not lines:
         lines.append("no device has a price to rank it by")

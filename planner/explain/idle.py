@@ -44,7 +44,7 @@ def _why(
         return "spare", "held back as the spare of a stage (policy: spares)"
     if reason == POOLED:
         worth = 0.0 if prices is None else prices.device(view, device_class)
-        price = f"; running it would be worth at most {worth:,.0f} {view.unit}" if worth > 0.0 else ""
+        price = f"; running it would be worth up to {worth:,.0f} {view.unit}" if worth > 0.0 else ""
         return "pooled-spare", f"held back as spare of the pool (policy: spares){price}"
     if reason == NOT_CLEARED:
         lowest = view.tier(min(view.problem.tier_required))

@@ -58,8 +58,10 @@ def explain_plan(
             sections.append(following)
         if deep:
             sections += deep_sections(view, case, value, report)
-    notes = () if deep else ("tiers, spares and new devices are re-solved with --deep",)
-    return Explanation(status=PLANNED, headline=_headline(plan), sections=tuple(sections), notes=notes)
+    notes = ["prices count replicas that today's devices can form; a further device may make others possible"]
+    if not deep:
+        notes.append("--deep solves again without each demand, and with the best devices added")
+    return Explanation(status=PLANNED, headline=_headline(plan), sections=tuple(sections), notes=tuple(notes))
 
 
 def _headline(plan: Plan) -> str:

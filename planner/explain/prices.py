@@ -5,8 +5,9 @@ With a factor f and a multiplier mu_r per capacity row, the proof's bound is
     f (sum_r mu_r limit_r + rho R) - nu k        (weak duality, docs/certificate.md).
 
 So one more device of a class moves it by f times the multipliers of the rows that count the device; where
-price is minimised, the bound falls by the multipliers themselves. Clusters that only a further device makes
-possible are not in it. How far the bound is from the plan is told beside.
+price is minimised, the bound falls by the multipliers themselves. That is an upper estimate for replicas that
+today's devices can form: what only a further device makes possible is not in it. How far the bound is from
+the plan is told beside.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def binding_section(view: BoundaryView, value: float) -> Section:
             lines.append(_row_line(view, row, used, worth))
     if prices is not None and prices.replica > 0.0:
         limit = view.problem.replicas_max
-        lines.append(f"replicas_max {limit}: one more is worth at most {_amount(view, prices.replica)}")
+        lines.append(f"replicas_max {limit}: one more is worth up to {_amount(view, prices.replica)}")
     if prices is None:
         lines.append("the certificate has no prices: --deep finds what each limit costs by solving again")
     else:
@@ -86,7 +87,7 @@ def binding_section(view: BoundaryView, value: float) -> Section:
 
 def _row_line(view: BoundaryView, row: CapacityRow, used: float, worth: float) -> str:
     state = "all" if used >= row.limit * (1.0 - 1e-9) else f"{used:g} of"
-    more = f"one more is worth at most {_amount(view, worth)}"
+    more = f"one more is worth up to {_amount(view, worth)}"
     return f"{view.row_text(row)}: {state} {row.limit:g} in use, {more}"
 
 
@@ -101,7 +102,7 @@ def next_section(view: BoundaryView) -> Section | None:
         usd = device_class.device.usd_per_hour
         per_usd = f", {worth / usd:,.0f} {view.unit} per USD/h" if usd > 0.0 and not view.minimises else ""
         host = f"; they come {device_class.host_size} to a host" if device_class.host_size > 1 else ""
-        lines.append(f"{view.class_text(device_class)}: at most {_amount(view, worth)} each{per_usd}{host}")
+        lines.append(f"{view.class_text(device_class)}: up to {_amount(view, worth)} each{per_usd}{host}")
     if not lines:
         lines.append("no further device of the kinds there are would help, as far as these prices tell")
     data = [
