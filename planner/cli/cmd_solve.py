@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -35,7 +36,7 @@ from planner.cli.solve_options import (
     parse_deadline,
     parse_frac,
 )
-from policies.errors import ExcessTooLargeError, InfeasibleError, NoPlanInTimeError
+from policies.errors import ExcessTooLargeError, InfeasibleError, InputError, NoPlanInTimeError
 
 if TYPE_CHECKING:
     from planner.canonical import Inputs
@@ -80,6 +81,8 @@ def register(app: typer.Typer) -> None:
         started_s = time.monotonic()
         asked_frac = None if max_excess is None else parse_frac(max_excess, "--max-excess")
         deadline_s = parse_deadline(deadline)
+        if output is not None:
+            require_writable(output)
         inputs = load_inputs(fleet, model, policy)
         request = _request(solver, objective, tokens_per_s_min, executor, cost_model, warm_start, keep)
         with console.progress() as shown, interruptible() as asked_to_stop:
@@ -95,6 +98,27 @@ def register(app: typer.Typer) -> None:
             if asked_to_stop():
                 console.note("interrupted: this is the best plan so far")
         _tell(console, answer, request, output, asked_frac, time.monotonic() - started_s)
+
+
+def require_writable(output: Path) -> None:
+    """Find out before the search, not after it, that the plan has nowhere to go.
+
+    Raises:
+        InputError: `output-folder-missing` or `output-not-writable`.
+    """
+    folder = output.resolve().parent
+    if not folder.is_dir():
+        raise InputError(
+            "output-folder-missing",
+            f"can't write `{output}`: folder `{folder}` does not exist",
+            hint=f"create it first: mkdir -p '{folder}'",
+        )
+    if output.is_dir() or not os.access(output if output.exists() else folder, os.W_OK):
+        raise InputError(
+            "output-not-writable",
+            f"can't write `{output}`: {'it is a folder' if output.is_dir() else 'no permission'}",
+            hint="name a file in a folder you may write to",
+        )
 
 
 @contextmanager
