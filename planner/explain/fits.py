@@ -35,6 +35,19 @@ class Holder:
     templates: tuple[int, ...]
     fits_QAB: BoolArray
 
+    def template_for(
+        self, problem: BoundaryProblem, mode: Mode, interval: tuple[int, int], in_flight: int
+    ) -> int:
+        """The first of the holder's clusters on which the cost model confirms the stage, else the first."""
+        for template_i in self.templates:
+            template = problem.templates[template_i]
+            cost = problem.cost_model.stage(
+                template.cluster, interval, template.strategy, mode.micro_batch_size, in_flight
+            )
+            if cost is not None and cost.fits:
+                return template_i
+        return self.templates[0]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModeFits:

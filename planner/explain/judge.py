@@ -9,8 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
+from costmodels.workload import ROUND_ROBIN
+from planner.explain.fits import mode_fits
 from planner.explain.reach import Reached, countable, most_replicas, reach, witness
-from planner.explain.weights import Weighing, weigh
+from planner.explain.weights import WHOLE, Weighing, gathered, lightest, weigh
 from planner.objective import Replica
 from planner.problem import BoundaryProblem, ObjectiveKind
 from planner.solve.registry import solver
@@ -59,7 +63,7 @@ def judge(
     counts = (
         _counted(problem, wanted, thorough)
         if countable(problem)
-        else _weighed(problem, wanted, stop, deadline_s)
+        else _weighed(problem, wanted, thorough, stop, deadline_s)
     )
     if problem.replicas_max is not None and wanted > problem.replicas_max:
         return replace(counts, possible=False, method="counting")
@@ -105,24 +109,32 @@ def _priced(problem: BoundaryProblem, replicas: Sequence[Replica | None]) -> boo
     )
 
 
-def _weighed(problem: BoundaryProblem, wanted: int, stop: Callable[[], bool], deadline_s: float) -> Judgement:
-    """By device weights; where they refute nothing, by the first plan a solver finds."""
-    loose = reach(problem, counted=False)
-    if loose.lowest > 0:
-        return Judgement(
-            possible=False,
-            method="reachability with endless devices",
-            wanted=wanted,
-            exact=True,
-            lowest=loose.lowest,
-        )
-    weighing = weigh(problem, wanted)
+def _weighed(
+    problem: BoundaryProblem, wanted: int, thorough: bool, stop: Callable[[], bool], deadline_s: float
+) -> Judgement:
+    """By replicas gathered greedily, then by device weights, then by the first plan a solver finds."""
+    all_fits = tuple(mode_fits(problem))
+    if lightest(all_fits, np.zeros(len(problem.classes))) is None:
+        lowest = reach(problem, counted=False).lowest if thorough else None
+        method = "reachability with endless devices"
+        return Judgement(possible=False, method=method, wanted=wanted, exact=True, lowest=lowest)
+    if problem.workload.job.schedule != ROUND_ROBIN:
+        replicas = gathered(problem, all_fits, wanted)
+        if len(replicas) == wanted and _priced(problem, replicas):
+            return Judgement(
+                possible=True,
+                method="replicas found one by one",
+                wanted=wanted,
+                num_replicas=wanted,
+                lowest=0,
+            )
+    weighing = weigh(problem, wanted, all_fits)
     if weighing.refutes(wanted):
         return Judgement(
             possible=False,
             method="device weights",
             wanted=wanted,
-            num_replicas=int(weighing.most + 1e-6),
+            num_replicas=int(weighing.most + WHOLE),
             lowest=0,
             weighing=weighing,
         )

@@ -289,11 +289,5 @@ class _Walk:
         held = min(mode.num_micro_batches, behind[0] + 1)
         if fits.round_robin:
             held = -(-min(mode.num_micro_batches, behind[1] + holder.width) // holder.width)
-        for template_i in holder.templates:
-            template = fits.problem.templates[template_i]
-            cost = fits.problem.cost_model.stage(
-                template.cluster, (start, stop), template.strategy, mode.micro_batch_size, held
-            )
-            if cost is not None and cost.fits:
-                return StageChoice(template_i=template_i, start=start, stop=stop)
-        return StageChoice(template_i=holder.templates[0], start=start, stop=stop)
+        template_i = holder.template_for(fits.problem, mode, (start, stop), held)
+        return StageChoice(template_i=template_i, start=start, stop=stop)

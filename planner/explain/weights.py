@@ -10,17 +10,20 @@ Legend of array suffixes: R capacity rows, C device classes, H holders, S sites,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import floor, inf, isfinite
 
 import numpy as np
 
 from costmodels.interface import FloatArray
-from planner.explain.fits import BoolArray, IntArray, ModeFits, mode_fits
+from planner.explain.fits import BoolArray, Holder, IntArray, ModeFits, mode_fits
+from planner.objective import Replica, StageChoice, price_replica
 from planner.problem import BoundaryProblem
 from planner.solve.small_master import capacity_rows
 
 ROUNDS = 60
+TRIES = 12
 WHOLE = 1e-6
 
 
@@ -36,9 +39,13 @@ class Weighing:
         return floor(self.most + WHOLE) < wanted
 
 
-def weigh(problem: BoundaryProblem, wanted: int) -> Weighing:
-    """The weights found that leave the least room; stops as soon as `wanted` replicas are refuted."""
-    all_fits = tuple(mode_fits(problem)) if problem.classes else ()
+def weigh(problem: BoundaryProblem, wanted: int, all_fits: Sequence[ModeFits] | None = None) -> Weighing:
+    """The weights found that leave the least room; stops as soon as `wanted` replicas are refuted.
+
+    `all_fits` are the problem's `mode_fits`, where they are known already.
+    """
+    if all_fits is None:
+        all_fits = tuple(mode_fits(problem)) if problem.classes else ()
     weight_RC, limit_R = capacity_rows(problem)
     best = Weighing(weight_R=np.zeros(len(limit_R)), most=inf)
     if not problem.classes:
@@ -47,9 +54,10 @@ def weigh(problem: BoundaryProblem, wanted: int) -> Weighing:
     mu_R = np.where(limit_R > 0.0, 1.0 / np.maximum(limit_R, 1e-12), 0.0)
     rows: list[FloatArray] = []
     for _ in range(ROUNDS):
-        least, usage_C = _lightest(all_fits, mu_R @ weight_RC)
-        if usage_C is None:
+        chain = lightest(all_fits, mu_R @ weight_RC)
+        if chain is None:
             return Weighing(weight_R=mu_R, most=0.0)
+        least, usage_C = chain.weight, chain.usage_C
         if least > 0.0 and float(mu_R @ limit_R) / least < best.most:
             best = Weighing(weight_R=mu_R / least, most=float(mu_R @ limit_R) / least)
         if best.refutes(wanted) or (rows and least >= 1.0 - 1e-7):
@@ -78,25 +86,78 @@ def _cheapest_weights(rows: list[FloatArray], limit_R: FloatArray) -> FloatArray
     return np.array([max(0.0, float(solver.value(x))) for x in mu])
 
 
-def _lightest(all_fits: tuple[ModeFits, ...], weight_C: FloatArray) -> tuple[float, IntArray | None]:
-    """The least weight of any chain and the devices it takes; (inf, None) where there is no chain."""
-    best, usage_C = inf, None
+@dataclass(frozen=True, kw_only=True)
+class Chain:
+    """A chain of stages that holds all layers; its devices may be more than there are."""
+
+    weight: float
+    usage_C: IntArray
+    fits: ModeFits
+    stages: tuple[tuple[Holder, int, int], ...]
+
+    def replica(self) -> Replica | None:
+        """The chain as a priced replica; None where the cost model refuses it."""
+        problem, mode = self.fits.problem, self.fits.mode
+        choices = []
+        for i, (holder, start, stop) in enumerate(self.stages):
+            held = min(mode.num_micro_batches, len(self.stages) - i)
+            template_i = holder.template_for(problem, mode, (start, stop), held)
+            choices.append(StageChoice(template_i=template_i, start=start, stop=stop))
+        return price_replica(problem, mode, choices)
+
+
+def lightest(all_fits: Sequence[ModeFits], weight_C: FloatArray) -> Chain | None:
+    """The chain of least weight over all modes; None where there is no chain at all."""
+    best: Chain | None = None
     for fits in all_fits:
-        weight, usage = _Chain(fits, weight_C).least()
-        if isfinite(weight) and (usage_C is None or weight < best):
-            best, usage_C = weight, usage
-    return best, usage_C
+        found = _Search(fits, weight_C).least()
+        if found is not None and (best is None or found.weight < best.weight):
+            best = found
+    return best
 
 
-class _Chain:
+def gathered(problem: BoundaryProblem, all_fits: Sequence[ModeFits], wanted: int) -> tuple[Replica, ...]:
+    """Up to `wanted` disjoint replicas, each the lightest chain on what the ones before left over.
+
+    Every device weighs its share of what is left of its class; a class that a chain overuses grows heavier.
+    """
+    weight_RC, limit_R = capacity_rows(problem)
+    chosen: list[Replica] = []
+    left_R = limit_R.copy()
+    while len(chosen) < wanted:
+        chain = _within(all_fits, weight_RC, left_R)
+        replica = None if chain is None else chain.replica()
+        if chain is None or replica is None:
+            break
+        left_R = left_R - weight_RC @ chain.usage_C
+        chosen.append(replica)
+    return tuple(chosen)
+
+
+def _within(all_fits: Sequence[ModeFits], weight_RC: FloatArray, left_R: FloatArray) -> Chain | None:
+    """A chain that keeps what is left of every row, light where little is left; None when none was met."""
+    factor_R = np.ones(len(left_R))
+    for _ in range(TRIES):
+        mu_R = np.where(left_R >= 1.0, factor_R / np.maximum(left_R, 1e-12), 1e6)
+        chain = lightest(all_fits, mu_R @ weight_RC)
+        if chain is None:
+            return None
+        over_R = weight_RC @ chain.usage_C > left_R
+        if not over_R.any():
+            return chain
+        factor_R[over_R] *= 3.0
+    return None
+
+
+class _Search:
     """Backwards over stages: the least weight from each layer and site on, by stages behind."""
 
     def __init__(self, fits: ModeFits, weight_C: FloatArray) -> None:
         self.fits = fits
         self.weight_H = [float(weight_C @ holder.usage_C) for holder in fits.holders]
 
-    def least(self) -> tuple[float, IntArray | None]:
-        """The least weight over all numbers of stages and starting sites, with the devices taken."""
+    def least(self) -> Chain | None:
+        """The lightest chain over all numbers of stages and starting sites."""
         fits = self.fits
         num_layers, num_sites = fits.problem.num_layers, len(fits.problem.site_ids)
         after: dict[int, FloatArray] = {}
@@ -130,8 +191,10 @@ class _Chain:
             if not np.isfinite(onward_SB).any():
                 break
         if not isfinite(best[0]):
-            return inf, None
-        return best[0], self._usage(best[1], best[2], steps, after)
+            return None
+        stages = self._stages(best[1], best[2], steps, after)
+        usage_C = np.sum([holder.usage_C for holder, _, _ in stages], axis=0)
+        return Chain(weight=best[0], usage_C=usage_C, fits=fits, stages=stages)
 
     def _fits(self, h: int, behind: int) -> BoolArray:
         holder = self.fits.holders[h]
@@ -140,22 +203,23 @@ class _Chain:
         # Widths behind are unknown here: whatever fits at some number in flight is let pass.
         return np.asarray(holder.fits_QAB.any(axis=0))
 
-    def _usage(
+    def _stages(
         self,
         behind: int,
         site: int,
         steps: list[tuple[IntArray, IntArray]],
         after: dict[int, FloatArray],
-    ) -> IntArray:
+    ) -> tuple[tuple[Holder, int, int], ...]:
         fits = self.fits
-        usage_C = np.zeros(len(fits.problem.classes), dtype=np.int64)
+        stages = []
         layer = 0
         while True:
             choice_SA, stop_SA = steps[behind]
-            usage_C += fits.holders[int(choice_SA[site, layer])].usage_C
-            layer = int(stop_SA[site, layer])
+            stop = int(stop_SA[site, layer])
+            stages.append((fits.holders[int(choice_SA[site, layer])], layer, stop))
+            layer = stop
             if behind == 0:
-                return usage_C
+                return tuple(stages)
             behind -= 1
             linked = np.flatnonzero(fits.linked_SS[site])
             site = int(linked[after[behind][linked, layer].argmin()])

@@ -61,6 +61,21 @@ def test_a_plan_is_called_possible_exactly_when_one_exists(condition: Condition)
     assert True in answers
 
 
+@pytest.mark.parametrize("condition", MANY[:8], ids=lambda condition: condition.name)
+def test_where_device_counts_are_too_many_to_list_no_answer_is_wrong(
+    condition: Condition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("planner.explain.judge.countable", lambda _problem: False)
+    decided = 0
+    for seed in SEEDS:
+        problem = micro_case(seed, condition).problem()
+        exists = solver("bruteforce")(problem, Limits()).status is Status.OPTIMAL
+        said = judge(problem, thorough=False).possible
+        assert said in (exists, None), seed
+        decided += said is not None
+    assert decided >= 6
+
+
 @pytest.mark.parametrize("condition", MANY, ids=lambda condition: condition.name)
 def test_the_second_opinion_agrees_and_never_confirms_what_is_possible(condition: Condition) -> None:
     for seed in SEEDS:
