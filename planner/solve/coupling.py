@@ -32,6 +32,7 @@ from planner.solve.workers import run_jobs
 from policies.errors import EchelonError, InfeasibleError, NoPlanInTimeError
 
 ROUNDS = 4
+TOP_UPS = 3
 SOLVERS = ("decomposition",)
 FREE_FRAC, ROUND_FRAC, FINISH_FRAC = 0.25, 0.13, 0.15
 """Shares of the deadline: the solve without the limit, each round, and the common proof at the end."""
@@ -104,7 +105,20 @@ class _Run:
             before, shares = shares, divide(self.sides, self.way.amount)[0]
             if shares == before:
                 break
+        self._spend_rest()
         return self._answer()
+
+    def _spend_rest(self) -> None:
+        """Offer what the best combination leaves of the amount to each boundary, while one gains by it."""
+        for _ in range(TOP_UPS):
+            chosen = choose(self.sides, self.way.amount)
+            if chosen is None or self._stop() or self._good_enough(divide(self.sides, self.way.amount)[0]):
+                return
+            rest = self.way.amount - sum(option.used for option in chosen)
+            self._round([option.used + rest for option in chosen])
+            again = choose(self.sides, self.way.amount)
+            if again is None or sum(o.value for o in again) <= sum(o.value for o in chosen):
+                return
 
     def _solved(self, problems: Sequence[BoundaryProblem], solver: str, frac: float) -> list[BoundaryResult]:
         left_s = self.limits.deadline_s - (time.monotonic() - self.started_s)

@@ -77,6 +77,14 @@ def test_one_plan_has_one_text() -> None:
     assert len(texts) == 1
 
 
+def test_ranks_that_share_a_stage_have_a_collective() -> None:
+    plan = answer_of(example("hospital")).plan
+    stages = [(r.id, s) for b in plan.boundaries for r in b.replicas for s in r.stages]
+    shared = {f"{replica_id}/{s.index}" for replica_id, s in stages if len(s.devices) > 1}
+    assert shared
+    assert {e.source for e in plan.edges if e.kind == "collective"} == shared
+
+
 def with_policy(inputs: Inputs, **changes: Any) -> Inputs:
     return replace(inputs, policy=replace(inputs.policy, **changes))
 

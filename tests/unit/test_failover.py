@@ -124,21 +124,30 @@ def test_the_only_cleared_device_can_not_be_replaced() -> None:
     assert lost.tokens_per_s == 0.0
 
 
-def test_a_replacement_stays_within_the_price_ceiling() -> None:
-    inputs = example("university")
-    inputs = replace(inputs, policy=replace(inputs.policy, replicas_max=1))
-    plan = plan_of(inputs)
-    price = {d.device_id: d.usd_per_hour for d in inputs.fleet.devices}
+def cheap_and_dear(usd_per_hour_max: float | None) -> Inputs:
+    """One cheap device and a dear one, either of which holds the whole small model."""
+    inputs = example("hospital")
+    cheap, dear = (d for d in inputs.fleet.devices if d.device_id in ("vault-1/0", "vault-1/1"))
+    devices = (replace(cheap, usd_per_hour=1.0), replace(dear, usd_per_hour=10.0))
+    layers = tuple(
+        replace(layer, params=layer.params // 20, trainable_params=layer.trainable_params // 20)
+        for layer in inputs.workload.layers
+    )
+    return Inputs(
+        fleet=replace(inputs.fleet, devices=devices),
+        workload=replace(inputs.workload, layers=layers),
+        policy=replace(inputs.policy, usd_per_hour_max=usd_per_hour_max, replicas_max=1),
+    )
 
-    def usd(devices: set[str]) -> float:
-        return sum(price[d] for d in devices)
 
-    spent = usd(set(running(plan.boundaries[0])))
-    capped = plan_of(replace(inputs, policy=replace(inputs.policy, usd_per_hour_max=spent)))
-    for entry in capped.boundaries[0].failover:
-        if entry.replacement is not None:
-            used = {d for stage in entry.replacement.stages for d in stage.devices}
-            assert usd(used) <= spent + 1e-9
+@pytest.mark.parametrize(("usd_per_hour_max", "replaced"), [(1.5, False), (10.0, True)])
+def test_a_replacement_stays_within_the_price_ceiling(usd_per_hour_max: float, replaced: bool) -> None:
+    boundary = plan_of(cheap_and_dear(usd_per_hour_max)).boundaries[0]
+    cheap = replace(boundary, failover=())
+    if usd_per_hour_max < 10.0:
+        assert running(cheap) == {"vault-1/0": "hospital-r0"}
+    (entry,) = boundary.failover
+    assert (entry.replacement is not None) == replaced
 
 
 def best_cut_by_trying_all(

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from measured_instances import GH200_FACTS, MEASURED_FOLDER, opt350_errors, opt350_plans, opt350_profile
 
 from costmodels.measured import (
     RunPlan,
@@ -21,6 +20,7 @@ from costmodels.measured import (
     stage_update_s,
 )
 from costmodels.measured_profile import LayerSizes, LayerTimes, LinkCurve, Profile, RunFacts
+from measured_instances import GH200_FACTS, MEASURED_FOLDER, opt350_errors, opt350_plans, opt350_profile
 from policies.errors import InputError
 
 FLAT = LinkCurve(gigabytes_per_s=(1.0,), ceiling_bytes_per_s=1e9)
