@@ -118,6 +118,9 @@ class _Search:
                 half.fill_cut, half.cuts = box.fill_cut, list(box.cuts)
             else:
                 half.cuts = [self.pricer.fill_cut(half)]
+                # bounded at once, so that the factor stays finite whenever the search is told to stop
+                for theta in dict.fromkeys((0.0, box.cuts[-1].time_weight)):
+                    self._cut(half, theta)
             halves.append(half)
         return halves
 
