@@ -100,8 +100,11 @@ class CountBounds:
     def __init__(self, stages: Stages) -> None:
         self.stages = stages
         tables = stages.tables
-        kind_X = np.where(stages.start_X == 0, np.where(stages.stop_X == stages.num_layers, SINGLE, FIRST),
-                          np.where(stages.stop_X == stages.num_layers, LAST, MIDDLE))
+        kind_X = np.where(
+            stages.start_X == 0,
+            np.where(stages.stop_X == stages.num_layers, SINGLE, FIRST),
+            np.where(stages.stop_X == stages.num_layers, LAST, MIDDLE),
+        )
         length_X = stages.stop_X - stages.start_X
         size = stages.num_layers + 1
         shape_Y = np.unique((stages.pair_X * 4 + kind_X) * size + length_X)
