@@ -22,11 +22,12 @@ from planner.solve.shared_limits import (
     PricedProof,
     Target,
     Way,
+    balanced,
     pick_proofs,
     proof_job,
     with_objective,
 )
-from planner.solve.shares import Side, choose, common_cuts, divide
+from planner.solve.shares import Cut, Side, choose, common_cuts, divide
 from planner.solve.side_by_side import solve_boundaries
 from planner.solve.workers import run_jobs
 from policies.errors import EchelonError, InfeasibleError, NoPlanInTimeError
@@ -205,10 +206,15 @@ class _Run:
         for i, (boundary, result) in enumerate(zip(self.boundaries, results, strict=True)):
             priced = self.way.priced(boundary, result.proof)
             if priced is not None:
-                cut = self.way.cut(priced)
-                self.sides[i].cuts.append(cut)
+                self._add_cut(self.sides[i], boundary, self.way.cut(priced))
                 if result.proof.get("kind") == "dual":
                     self.proofs[i].append(priced)
+
+    def _add_cut(self, side: Side, boundary: BoundaryProblem, cut: Cut) -> None:
+        """Keep a cut whose multipliers are of use."""
+        largest = max((abs(option.value) for option in side.options), default=0.0)
+        if balanced(boundary, cut.multipliers, largest):
+            side.cuts.append(cut)
 
     def _good_enough(self, shares: Sequence[float]) -> bool:
         """Whether the best combination is as good as all cuts allow at the best division."""

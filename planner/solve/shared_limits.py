@@ -15,11 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import inf, isfinite
 from typing import Any, Protocol
 
 from planner.objective import Replica
 from planner.problem import BoundaryProblem, CapacityRow, Objective, ObjectiveKind, Problem
+from planner.solve.priced_proof import certified_at
 from planner.solve.result import BoundaryResult, Limits, Status
 from planner.solve.shares import Cut, Option
 from planner.solve.small_master import counted_tokens_per_s
@@ -27,7 +27,7 @@ from planner.solve.workers import Job
 
 ROW = "price"
 TINY_TOKENS_PER_S = 1e-6
-TOLERANCE_FRAC = 0.002
+NU_MAX = 4.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -300,49 +300,13 @@ def proof_job(way: Way, boundary: BoundaryProblem, cut: Cut, known: Sequence[Seq
     return Job(boundary=boundary, work=work)
 
 
-def certified_at(
-    problem: BoundaryProblem, multipliers: Mapping[str, Any], known: Sequence[Replica], limits: Limits
-) -> BoundaryResult:
-    """The smallest factor that could be shown under these multipliers; kind `none` when none could."""
-    import time
+def balanced(boundary: BoundaryProblem, multipliers: Mapping[str, Any], value: float) -> bool:
+    """Whether multipliers speak of prices rather than of too few replicas.
 
-    import numpy as np
-
-    from planner.solve.boxes import Duals
-    from planner.solve.certify import certify
-    from planner.solve.columns import build_shape
-    from planner.solve.pricing import Pricer
-    from planner.solve.proof import dual_proof
-    from planner.solve.tables import build_signatures, build_tables
-
-    started_s = time.monotonic()
-
-    def stop() -> bool:
-        late = not limits.deterministic and time.monotonic() - started_s > limits.deadline_s
-        return late or limits.should_stop()
-
-    shape = build_shape(problem)
-    row_R = np.array([float(multipliers["prices"].get(row.name, 0.0)) for row in problem.rows])
-    own_C = shape.usd_C if problem.objective.kind is ObjectiveKind.PRICE else 0.0
-    duals = Duals(
-        row_R=row_R,
-        rho=float(multipliers["rho"]),
-        nu=float(multipliers["nu"]),
-        price_C=np.asarray(row_R @ shape.coefficient_RC + own_C, dtype=np.float64),
-    )
-    pricer = Pricer(problem, shape, build_tables(problem, build_signatures(problem)))
-    worth = max((_worth(replica, duals) for replica in known), default=1e-12)
-    certified = certify(pricer, duals, known=worth, tolerance=TOLERANCE_FRAC, should_stop=stop)
-    sound = isfinite(certified.factor) and certified.factor > 0.0
-    return BoundaryResult(
-        boundary=problem.name,
-        status=Status.UNKNOWN,
-        replicas=(),
-        value=None,
-        bound=None,
-        proof=dual_proof(problem, certified, 0.0) if sound else {"kind": "none"},
-        stop="certified",
-    )
+    Where devices or money barely suffice, what one replica more is worth knows no limit, and the charges that
+    take it away again don't either. Such multipliers are sound, but a certificate made with them is weak.
+    """
+    return float(multipliers["nu"]) * boundary.replicas_min <= NU_MAX * value
 
 
 def free_or_rates(boundary: BoundaryProblem, result: BoundaryResult) -> Cut:
@@ -351,19 +315,15 @@ def free_or_rates(boundary: BoundaryProblem, result: BoundaryResult) -> Cut:
     Those are scaled by the replicas found: a guess, of which only a certificate with its multipliers makes a
     bound.
     """
-    if result.bound is not None and "factor" in result.proof:
-        return Cut(base=result.bound, slope=0.0, multipliers=_scaled(result.proof))
+    proven = result.bound is not None and result.value is not None and "factor" in result.proof
+    if proven and balanced(boundary, _scaled(result.proof), result.value or 0.0):
+        return Cut(base=result.bound or 0.0, slope=0.0, multipliers=_scaled(result.proof))
     dtype = boundary.workload.job.dtype
     rate = {c.class_i: max(c.device.rate_flop_per_s(dtype), 1.0) for c in boundary.classes}
     worth = max((r.tokens_per_s / sum(rate[c] * n for c, n in r.usage) for r in result.replicas), default=1.0)
     prices = {f"class[{class_i}]": worth * per_device for class_i, per_device in rate.items()}
     multipliers = {"prices": prices, "rho": 0.0, "nu": 0.0}
     return Cut(base=own_limits(boundary, multipliers), slope=0.0, multipliers=multipliers)
-
-
-def _worth(replica: Replica, duals: Any) -> float:
-    price = duals.rho + sum(float(duals.price_C[class_i]) * count for class_i, count in replica.usage)
-    return (replica.tokens_per_s + duals.nu) / price if price > 0.0 else inf
 
 
 def _scaled(proof: Mapping[str, Any]) -> Mapping[str, Any]:

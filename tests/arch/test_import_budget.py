@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SOLVERS = {"ortools", "pulp", "highspy", "pandas"}
+SOLVERS = {"numba", "ortools", "pulp", "highspy", "pandas"}
 TRAINING = {"torch", "deepspeed", "peft", "transformers"}
 FILES = {"pydantic", "yaml"}
 SCREEN = {"typer", "rich"}
