@@ -1,0 +1,367 @@
+"""Shortest replica paths under prices, compiled: the relaxed pricing problem for loads up to a limit.
+
+A path is a chain of stages from layer 0 to L. Its cost is `time_weight * w + prices of its clusters`, w being
+the fill time, over clusters and links whose load stays within `upto_s`. The relaxation: a path may use a class
+more often than it has devices. Each maximal visit to a site gets that site's credit back.
+
+Legend: E entries, P cells with entries, X dense cells, N runs of equal windows, J templates, Q stages left - 1 (cells: in-flight level), S
+sites, G signatures, L layers, B layer borders, C device classes, K stages of a path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.problem import BoundaryProblem
+from planner.solve.columns import Shape
+from planner.solve.jit import compiled
+from planner.solve.paths import Int32Array, Paths
+from planner.solve.tables import FloatArray
+
+INF = np.inf
+
+
+class Scratch(NamedTuple):
+    """Work arrays of one thread; the last run's costs to go stay in them for `trace`.
+
+    `price_paths` leaves the usage and visits of the cheapest path in `usage_C` and `visits_S`, and in the first
+    elements of `found_IK`, `begin_IK` and `size_I` the entries, first layers and lengths of the replicas it found.
+    """
+
+    cost_X: FloatArray
+    entry_X: Int32Array
+    hop_SSB: FloatArray
+    stage_QSL: FloatArray
+    onward_QSB: FloatArray
+    price_J: FloatArray
+    credit_S: FloatArray
+    usage_C: FloatArray
+    used_R: FloatArray
+    visits_S: FloatArray
+    entry_K: Int32Array
+    start_K: Int32Array
+    found_IK: Int32Array
+    begin_IK: Int32Array
+    size_I: Int32Array
+
+
+class Devices(NamedTuple):
+    """What the kernels know of classes and clusters.
+
+    Cluster j takes `count_U[u]` devices of class `class_U[u]` for u in `[part_J[j], part_J[j + 1])`; a device of
+    class c weighs `weight_Y[y]` in capacity row `row_Y[y]` for y in `[rows_C[c], rows_C[c + 1])`.
+    """
+
+    part_J: Int32Array
+    class_U: Int32Array
+    count_U: FloatArray
+    site_J: Int32Array
+    site_C: Int32Array
+    devices_C: FloatArray
+    rows_C: Int32Array
+    row_Y: Int32Array
+    weight_Y: FloatArray
+    limit_R: FloatArray
+
+
+def build_devices(problem: BoundaryProblem, shape: Shape) -> Devices:
+    """Sparse usage and capacity of a boundary."""
+    used_J = [np.flatnonzero(usage_C) for usage_C in shape.usage_JC]
+    rows_C = [np.flatnonzero(shape.coefficient_RC[:, c]) for c in range(shape.devices_C.size)]
+    return Devices(
+        part_J=_offsets(used_J),
+        class_U=_joined(used_J),
+        count_U=np.concatenate([shape.usage_JC[j, used] for j, used in enumerate(used_J)]).astype(np.float64),
+        site_J=np.array([t.site_i for t in problem.templates], dtype=np.int32),
+        site_C=shape.site_C.astype(np.int32),
+        devices_C=shape.devices_C.astype(np.float64),
+        rows_C=_offsets(rows_C),
+        row_Y=_joined(rows_C),
+        weight_Y=np.concatenate([shape.coefficient_RC[rows, c] for c, rows in enumerate(rows_C)]),
+        limit_R=shape.limit_R.astype(np.float64),
+    )
+
+
+def _offsets(lists: Sequence[NDArray[np.intp]]) -> Int32Array:
+    return np.cumsum([0, *(part.size for part in lists)]).astype(np.int32)
+
+
+def _joined(lists: Sequence[NDArray[np.intp]]) -> Int32Array:
+    return np.concatenate([np.zeros(0, dtype=np.intp), *lists]).astype(np.int32)
+
+
+def new_scratch(paths: Paths, devices: Devices) -> Scratch:
+    """Work arrays that fit a mode."""
+    num_sites, num_layers = paths.transfer_SSB.shape[0], paths.window_LW.shape[0]
+    num_cells = paths.num_levels * num_sites * paths.num_signatures
+    return Scratch(
+        cost_X=np.empty(num_cells),
+        entry_X=np.empty(num_cells, dtype=np.int32),
+        hop_SSB=np.empty((num_sites, num_sites, num_layers + 1)),
+        stage_QSL=np.empty((paths.num_stages, num_sites, num_layers)),
+        onward_QSB=np.empty((paths.num_stages, num_sites, num_layers + 1)),
+        price_J=np.empty(devices.site_J.size),
+        credit_S=np.empty(num_sites),
+        usage_C=np.empty(devices.devices_C.size),
+        used_R=np.empty(devices.limit_R.size),
+        visits_S=np.empty(num_sites),
+        entry_K=np.empty(paths.num_stages, dtype=np.int32),
+        start_K=np.empty(paths.num_stages, dtype=np.int32),
+        found_IK=np.empty((num_sites, paths.num_stages), dtype=np.int32),
+        begin_IK=np.empty((num_sites, paths.num_stages), dtype=np.int32),
+        size_I=np.empty(num_sites, dtype=np.int32),
+    )
+
+
+@compiled
+def fill_cells(
+    paths: Paths, scratch: Scratch, upto_s: float, weight: float
+) -> None:
+    """Least cost and its entry for every (level, site, signature)."""
+    cost, entry = scratch.cost_X, scratch.entry_X
+    width = cost.size // paths.num_levels
+    for i in range(cost.size):
+        cost[i] = INF
+        entry[i] = -1
+    for p in range(paths.num_spread):
+        best, at = INF, -1
+        for e in range(paths.start_P[p], paths.start_P[p + 1]):
+            if paths.load_E[e] <= upto_s:
+                value = scratch.price_J[paths.template_E[e]] + weight * paths.busy_E[e]
+                if value < best:
+                    best, at = value, e
+        cost[paths.cell_P[p]] = best
+        entry[paths.cell_P[p]] = at
+    for level in range(paths.num_levels - 2, -1, -1):
+        for i in range(level * width, (level + 1) * width):
+            if cost[i + width] < cost[i]:
+                cost[i] = cost[i + width]
+                entry[i] = entry[i + width]
+    for p in range(paths.num_spread, paths.cell_P.size):
+        x = paths.cell_P[p]
+        for e in range(paths.start_P[p], paths.start_P[p + 1]):
+            if paths.load_E[e] <= upto_s:
+                value = scratch.price_J[paths.template_E[e]] + weight * paths.busy_E[e]
+                if value < cost[x]:
+                    cost[x] = value
+                    entry[x] = e
+
+
+@compiled
+def fill_hops(paths: Paths, scratch: Scratch, upto_s: float, weight: float) -> None:
+    """Cost of going on from site s to t at a border; entering another site returns its credit."""
+    num_sites = scratch.credit_S.size
+    for s in range(num_sites):
+        for t in range(num_sites):
+            credit = 0.0 if s == t else scratch.credit_S[t]
+            for b in range(paths.transfer_SSB.shape[2]):
+                transfer_s = paths.transfer_SSB[s, t, b]
+                if transfer_s < INF and paths.repeats * transfer_s <= upto_s:
+                    scratch.hop_SSB[s, t, b] = weight * transfer_s - credit
+                else:
+                    scratch.hop_SSB[s, t, b] = INF
+
+
+@compiled
+def run_paths(
+    paths: Paths, scratch: Scratch, upto_s: float, time_weight: float
+) -> float:
+    """Fill the costs to go; comes back with the least cost of any path, infinite when there is none."""
+    weight = time_weight * paths.fill
+    fill_cells(paths, scratch, upto_s, weight)
+    fill_hops(paths, scratch, upto_s, weight)
+    stage, onward, hop = scratch.stage_QSL, scratch.onward_QSB, scratch.hop_SSB
+    num_stages, num_sites, num_layers = stage.shape
+    least = INF
+    for q in range(num_stages):
+        level = min(q, paths.num_levels - 1)
+        for s in range(num_sites):
+            ahead, here = onward[q, s], stage[q, s]
+            for b in range(num_layers + 1):
+                ahead[b] = INF
+            for a in range(num_layers):
+                here[a] = INF
+            if q == 0:
+                ahead[num_layers] = 0.0
+            else:
+                for t in range(num_sites):
+                    leg, behind = hop[s, t], stage[q - 1, t]
+                    for b in range(1, num_layers):
+                        value = leg[b] + behind[b]
+                        ahead[b] = value if value < ahead[b] else ahead[b]
+            at = (level * num_sites + s) * paths.num_signatures
+            for n in range(paths.length_N.size):
+                cost = scratch.cost_X[at + paths.signature_N[n]]
+                if cost < INF:
+                    length = paths.length_N[n]
+                    first = paths.first_N[n]
+                    last = paths.last_N[n]
+                    if q == 0:
+                        first = max(first, num_layers - length)
+                    for a in range(first, last):
+                        value = cost + ahead[a + length]
+                        here[a] = value if value < here[a] else here[a]
+            value = here[0] - scratch.credit_S[s]
+            if value < least:
+                least = value
+    return least
+
+
+@compiled
+def trace(paths: Paths, scratch: Scratch, q: int, s: int) -> int:
+    """The least path from site s with q + 1 stages: entries and first layers; returns the number of stages."""
+    num_sites, num_layers = scratch.stage_QSL.shape[1], scratch.stage_QSL.shape[2]
+    entry_K, start_K = scratch.entry_K, scratch.start_K
+    layer, k = 0, 0
+    while True:
+        at = (min(q, paths.num_levels - 1) * num_sites + s) * paths.num_signatures
+        best, stop = INF, -1
+        for length in range(1, num_layers - layer + 1):
+            g = paths.window_LW[layer, length - 1]
+            if g < paths.num_signatures:
+                value = scratch.cost_X[at + g] + scratch.onward_QSB[q, s, layer + length]
+                if value < best:
+                    best, stop = value, layer + length
+        entry_K[k] = scratch.entry_X[at + paths.window_LW[layer, stop - layer - 1]]
+        start_K[k] = layer
+        k += 1
+        if q == 0:
+            return k
+        least, then = INF, -1
+        for t in range(num_sites):
+            value = scratch.hop_SSB[s, t, stop] + scratch.stage_QSL[q - 1, t, stop]
+            if value < least:
+                least, then = value, t
+        s, layer, q = then, stop, q - 1
+
+
+@compiled
+def measure(paths: Paths, devices: Devices, scratch: Scratch, num_stages: int) -> tuple[float, float, float]:
+    """Fill seconds, load and step seconds of the traced path; fills its usage and the visits to each site."""
+    usage_C, visits_S = scratch.usage_C, scratch.visits_S
+    for c in range(usage_C.size):
+        usage_C[c] = 0.0
+    for s in range(visits_S.size):
+        visits_S[s] = 0.0
+    total_s, slowest_s, load_s, sync_s = 0.0, 0.0, 0.0, 0.0
+    before = -1
+    for k in range(num_stages):
+        e = scratch.entry_K[k]
+        j = paths.template_E[e]
+        site = devices.site_J[j]
+        for u in range(devices.part_J[j], devices.part_J[j + 1]):
+            usage_C[devices.class_U[u]] += devices.count_U[u]
+        if site != before:
+            visits_S[site] += 1.0
+        if k > 0:
+            transfer_s = paths.transfer_SSB[before, site, scratch.start_K[k]]
+            total_s += transfer_s
+            slowest_s = max(slowest_s, transfer_s)
+            load_s = max(load_s, paths.repeats * transfer_s)
+        busy_s = paths.busy_E[e]
+        total_s += busy_s
+        slowest_s = max(slowest_s, busy_s)
+        load_s = max(load_s, paths.load_E[e])
+        sync_s = max(sync_s, paths.load_E[e] - paths.repeats * busy_s)
+        before = site
+    fill_s = paths.fill * total_s
+    step_s = fill_s + paths.repeats * slowest_s + (sync_s if paths.sync else 0.0)
+    return fill_s, load_s, step_s
+
+
+@compiled
+def is_real(devices: Devices, scratch: Scratch) -> bool:
+    """Whether the capacity rows allow one replica of the measured usage."""
+    used_R = scratch.used_R
+    for r in range(used_R.size):
+        used_R[r] = 0.0
+    for c in range(scratch.usage_C.size):
+        if scratch.usage_C[c] > 0.0:
+            for y in range(devices.rows_C[c], devices.rows_C[c + 1]):
+                used_R[devices.row_Y[y]] += devices.weight_Y[y] * scratch.usage_C[c]
+    for r in range(used_R.size):
+        if used_R[r] > devices.limit_R[r] * (1.0 + 1e-12) + 1e-9:
+            return False
+    return True
+
+
+@compiled
+def charge(
+    devices: Devices, scratch: Scratch, price_C: FloatArray, price_weight: float, usage_2C: FloatArray
+) -> float:
+    """Set cluster prices and site credits under usage multipliers; returns what every path gets back once."""
+    once = 0.0
+    for s in range(scratch.credit_S.size):
+        scratch.credit_S[s] = 0.0
+    for c in range(devices.devices_C.size):
+        once += usage_2C[1, c] * devices.devices_C[c]
+        scratch.credit_S[devices.site_C[c]] += usage_2C[0, c] * devices.devices_C[c]
+    for j in range(scratch.price_J.size):
+        total = 0.0
+        for u in range(devices.part_J[j], devices.part_J[j + 1]):
+            c = devices.class_U[u]
+            total += devices.count_U[u] * (price_weight * price_C[c] + usage_2C[0, c] + usage_2C[1, c])
+        scratch.price_J[j] = total
+    return once
+
+
+@compiled
+def price_paths(
+    paths: Paths,
+    devices: Devices,
+    scratch: Scratch,
+    upto_s: float,
+    time_weight: float,
+    price_weight: float,
+    usage_2C: FloatArray,
+    price_C: FloatArray,
+    rho: float,
+    nu: float,
+    tokens: float,
+    worth_min: float,
+) -> tuple[float, float, float, float, bool, int, float]:
+    """Least cost of a path under prices and usage multipliers, and the real replicas among the best paths.
+
+    Returns that cost, a lower bound for every real path; fill seconds, price and load of the cheapest path and
+    whether it is real; how many replicas of at least `worth_min` were found, one per start site at most, and
+    the largest worth among them. The cost is infinite when there is no path.
+    """
+    once = charge(devices, scratch, price_C, price_weight, usage_2C)
+    value = run_paths(paths, scratch, upto_s, time_weight)
+    if value == INF:
+        return INF, INF, INF, INF, False, 0, 0.0
+    num_stages, num_sites = scratch.stage_QSL.shape[0], scratch.stage_QSL.shape[1]
+    num_found, best_worth, least, fill_s, price, load_s, real = 0, 0.0, INF, INF, INF, INF, False
+    cheapest = 0
+    # the cheapest start comes last, so that its usage and visits are the ones left behind
+    for turn in range(num_sites + 1):
+        s = turn if turn < num_sites else cheapest
+        at, cost = -1, INF
+        for q in range(num_stages):
+            if scratch.stage_QSL[q, s, 0] < cost:
+                at, cost = q, scratch.stage_QSL[q, s, 0]
+        if at < 0:
+            continue
+        if cost - scratch.credit_S[s] < least:
+            least, cheapest = cost - scratch.credit_S[s], s
+        size = trace(paths, scratch, at, s)
+        fill_s, load_s, step_s = measure(paths, devices, scratch, size)
+        price = 0.0
+        for c in range(scratch.usage_C.size):
+            price += price_C[c] * scratch.usage_C[c]
+        worth = INF if price + rho <= 0.0 else (tokens / step_s + nu) / (price + rho)
+        if turn == num_sites or worth >= worth_min:
+            real = is_real(devices, scratch)
+        if turn < num_sites and worth >= worth_min and real:
+            best_worth = max(best_worth, worth)
+            for k in range(size):
+                scratch.found_IK[num_found, k] = scratch.entry_K[k]
+                scratch.begin_IK[num_found, k] = scratch.start_K[k]
+            scratch.size_I[num_found] = size
+            num_found += 1
+    value -= once + 1e-11 * (abs(value) + once)
+    return value, fill_s, price, load_s, real, num_found, best_worth

@@ -1,0 +1,344 @@
+"""One sweep over the loads of a mode, from high to low: a factor no replica's worth passes, and its proof.
+
+At load limit y the cuts `theta * w + c >= value` hold for every real path with load at most y, hence for all
+lower limits too. No path with load in (y', y] is worth more than the factor once y' is at least what every
+corner of the cuts needs. So the sweep closes (y', y], goes on at y' with all its cuts, and runs a shortest path
+only where a corner needs more than that. A replica worth more than the factor raises it.
+
+Legend: C device classes, S sites, K = 2C usage multipliers (visit, then once), P paths of a bundle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf, sqrt
+
+import numpy as np
+
+from planner.solve.boxes import Duals
+from planner.solve.envelope import Corner, Envelope, Line, Scale
+from planner.solve.path_kernels import Devices, Scratch, price_paths
+from planner.solve.paths import Int32Array, Paths
+from planner.solve.tables import FloatArray
+from planner.solve.usage_kernels import project
+
+STEP_SHARE = 0.25
+"""Share of the tolerance a closed range of loads should at least be wide."""
+FORCED_SHARE = 0.05
+"""Of such a step, what is taken where nothing can be improved; the factor gives way if it must."""
+TIGHTENINGS = 8
+TRIES = 14
+BUNDLE = 10
+CLOSE = 1e-7
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prices:
+    """Multipliers of a sweep. `scale_C` is the size at which a usage multiplier begins to matter."""
+
+    duals: Duals
+    scale: Scale
+    scale_K: FloatArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """Hope for `factor`; what is shown may be `tolerance` more than the best replica's worth.
+
+    Replicas worth `collect_frac` of the best are kept.
+    """
+
+    factor: float
+    tolerance: float
+    collect_frac: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """Loads in (bottom_s, top_s] of one mode, and the angle and usage multipliers to begin with."""
+
+    mode_i: int
+    top_s: float
+    bottom_s: float
+    theta: float
+    usage_2C: FloatArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Range:
+    """Loads in (from_s, upto_s], no path of which is worth more than the factor, and why."""
+
+    from_s: float
+    upto_s: float
+    least_w: float
+    lines: tuple[Line, ...]
+
+
+FoundPath = tuple[Int32Array, Int32Array]
+"""Table entries and first layers of the stages of a replica."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Swept:
+    """What came out: `factor` is infinite when the sweep was cut short. `lines` are all cuts, in order."""
+
+    segment: Segment
+    factor: float
+    ranges: tuple[Range, ...]
+    found: tuple[FoundPath, ...]
+    lines: tuple[Line, ...]
+    num_runs: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Priced:
+    """The cheapest path of a run; `value` is a lower bound on the cost of every real path."""
+
+    value: float
+    fill_s: float
+    price: float
+    load_s: float
+    real: bool
+
+
+class Bundle:
+    """Recent paths, each linear in the usage multipliers."""
+
+    def __init__(self, num_multipliers: int) -> None:
+        self.slope_PK = np.zeros((BUNDLE, num_multipliers))
+        self.fill_P = np.zeros(BUNDLE)
+        self.price_P = np.zeros(BUNDLE)
+        self.load_P = np.full(BUNDLE, inf)
+        self._push_P = np.zeros(BUNDLE)
+        self._next = 0
+
+    def add(self, priced: _Priced, slope_K: FloatArray) -> None:
+        """Remember a path; the oldest makes room."""
+        p = self._next
+        self.slope_PK[p] = slope_K
+        self.fill_P[p], self.price_P[p], self.load_P[p] = priced.fill_s, priced.price, priced.load_s
+        self._next = (p + 1) % BUNDLE
+
+    def propose(
+        self, start_2C: FloatArray, theta: float, level: float, upto_s: float, scale_K: FloatArray
+    ) -> FloatArray:
+        """Multipliers near `start_2C` at which each remembered path costs `level`, or nearly so."""
+        need_P = np.where(self.load_P <= upto_s, level - theta * self.fill_P - self.price_P, -inf)
+        out_K = np.empty(start_2C.size)
+        project(start_2C.reshape(-1), self.slope_PK, need_P, scale_K, self._push_P, out_K)
+        return out_K.reshape(start_2C.shape)
+
+
+class Sweep:
+    """The state of one sweep; `run` carries it out."""
+
+    def __init__(
+        self,
+        paths: Paths,
+        devices: Devices,
+        scratch: Scratch,
+        fill_table: tuple[FloatArray, FloatArray],
+        segment: Segment,
+        prices: Prices,
+        goal: Goal,
+    ) -> None:
+        self.paths, self.devices, self.scratch = paths, devices, scratch
+        self.limit_s, self.fill_s = fill_table
+        self.segment, self.prices = segment, prices
+        self.tolerance, self.collect_frac = goal.tolerance, goal.collect_frac
+        self.factor = goal.factor
+        self.known = goal.factor / (1.0 + goal.tolerance)
+        self.upto_s = segment.top_s
+        self.nothing_2C = np.zeros_like(segment.usage_2C)
+        self.bundle = Bundle(segment.usage_2C.size)
+        self.envelope = Envelope(prices.scale, self._least_fill_s())
+        self.ranges: list[Range] = []
+        self.lines: list[Line] = []
+        self.found: dict[bytes, FoundPath] = {}
+        self.num_runs = 0
+
+    def run(self, should_stop: Callable[[], bool]) -> Swept:
+        """Sweep from the segment's top to its bottom."""
+        factor = self.factor if self._sweep(should_stop) else inf
+        return Swept(
+            segment=self.segment,
+            factor=max(factor, self.factor),
+            ranges=tuple(self.ranges),
+            found=tuple(self.found.values()),
+            lines=tuple(self.lines),
+            num_runs=self.num_runs,
+        )
+
+    def _sweep(self, should_stop: Callable[[], bool]) -> bool:
+        """Whether the bottom was reached."""
+        if not self._probe(0.0, self.nothing_2C):
+            return True
+        theta, usage_2C = self.segment.theta, self.segment.usage_2C
+        if theta > 0.0 and not self._probe(theta, usage_2C):
+            return True
+        tries, exact_fill = 0, self.paths.fill <= 0.0
+        while not should_stop():
+            corner = self.envelope.worst(self.factor)
+            least = 1.0 + STEP_SHARE * self.tolerance
+            if max(corner.need_s, self.segment.bottom_s) * least <= self.upto_s or self._at_bottom(corner):
+                if self._close(corner):
+                    return True
+                tries, exact_fill = 0, self.paths.fill <= 0.0
+                continue
+            if tries <= TRIES:
+                tries += 1
+                theta = self._theta(corner)
+                near = self.envelope.nearest(theta) if theta > 0.0 else self.envelope.lines[-1]
+                if theta > 0.0 or self.paths.fill <= 0.0:
+                    usage_2C = usage_2C if near is None else near.usage_2C
+                else:
+                    usage_2C = self.nothing_2C
+                reached = theta * corner.fill_s + corner.price
+                if not self._probe(theta, usage_2C, corner):
+                    return True
+                if self.lines[-1].value > reached + CLOSE * abs(reached):
+                    continue
+            if not exact_fill:
+                exact_fill = True
+                if self._measure_fill():
+                    continue
+            if self._force():
+                return True
+            tries, exact_fill = 0, self.paths.fill <= 0.0
+        return False
+
+    def _at_bottom(self, corner: Corner) -> bool:
+        return corner.need_s <= self.segment.bottom_s
+
+    def _theta(self, corner: Corner) -> float:
+        if self.paths.fill <= 0.0 or corner.need_s == inf:
+            return 0.0
+        return self.prices.scale.theta(corner, self.factor)
+
+    def _least_fill_s(self) -> float:
+        """Least fill time under the present limit, from the table of the mode."""
+        at = min(int(np.searchsorted(self.limit_s, self.upto_s)), self.fill_s.size - 1)
+        return float(self.fill_s[at])
+
+    def _close(self, corner: Corner) -> bool:
+        """Close loads down to what the worst corner needs; says whether that was the bottom."""
+        low_s = max(corner.need_s, self.segment.bottom_s)
+        envelope = self.envelope
+        self.ranges.append(
+            Range(
+                from_s=low_s,
+                upto_s=self.upto_s,
+                least_w=envelope.least_w,
+                lines=envelope.few(self.factor, low_s),
+            )
+        )
+        if low_s <= self.segment.bottom_s:
+            return True
+        self.upto_s = low_s
+        envelope.raise_least_w(self._least_fill_s())
+        return False
+
+    def _force(self) -> bool:
+        """Close a small step whatever it takes: the factor is raised as far as the worst corner demands."""
+        step = 1.0 + FORCED_SHARE * STEP_SHARE * self.tolerance
+        while True:
+            corner = self.envelope.worst(self.factor)
+            if max(corner.need_s, self.segment.bottom_s) * step <= self.upto_s or self._at_bottom(corner):
+                return self._close(corner)
+            target_s = self.upto_s / (1.02 * step - 0.02) if self.upto_s < inf else max(1e-9, corner.fill_s)
+            lifted = self.prices.scale.worth(corner.fill_s, corner.price, target_s)
+            self.factor = max(self.factor, lifted) * (1.0 + 1e-9)
+
+    def _run(self, theta: float, price_weight: float, usage_2C: FloatArray) -> _Priced:
+        """One shortest path; replicas worth enough are kept, and one worth more than the factor raises it."""
+        self.num_runs += 1
+        duals, scratch = self.prices.duals, self.scratch
+        value, fill_s, price, load_s, real, num_found, worth = price_paths(
+            self.paths,
+            self.devices,
+            scratch,
+            self.upto_s,
+            theta,
+            price_weight,
+            usage_2C,
+            duals.price_C,
+            duals.rho,
+            duals.nu,
+            self.prices.scale.tokens,
+            self.known * self.collect_frac,
+        )
+        for i in range(num_found):
+            entry_K = scratch.found_IK[i, : scratch.size_I[i]].copy()
+            start_K = scratch.begin_IK[i, : scratch.size_I[i]].copy()
+            self.found.setdefault(entry_K.tobytes() + start_K.tobytes(), (entry_K, start_K))
+        if worth > self.factor:
+            self.factor, self.known = worth * (1.0 + 0.5 * self.tolerance), worth
+        return _Priced(value=value, fill_s=fill_s, price=price, load_s=load_s, real=real)
+
+    def _measure_fill(self) -> bool:
+        """Find the exact least fill time under the present limit; says whether that was news."""
+        fill_s = self._run(1.0, 0.0, self.nothing_2C).value * (1.0 - 1e-12)
+        news = fill_s > self.envelope.least_w * (1.0 + 1e-9)
+        self.envelope.raise_least_w(fill_s)
+        return news
+
+    def _probe(self, theta: float, usage_2C: FloatArray | None, corner: Corner | None = None) -> bool:
+        """Add the cut of an angle, with better usage multipliers if the corner asks for them.
+
+        False when there is no path at all, which closes everything below.
+        """
+        usage_2C = self.nothing_2C if usage_2C is None else usage_2C
+        priced = self._run(theta, 1.0, usage_2C)
+        if priced.value == inf:
+            line = Line(theta=theta, value=inf, usage_2C=None, upto_s=self.upto_s)
+            bottom_s = self.segment.bottom_s
+            self.ranges.append(
+                Range(from_s=bottom_s, upto_s=self.upto_s, least_w=self.envelope.least_w, lines=(line,))
+            )
+            return False
+        value = priced.value
+        if corner is not None and (theta > 0.0 or self.paths.fill <= 0.0):
+            reached = theta * corner.fill_s + corner.price
+            charged = value < (theta * priced.fill_s + priced.price) * (1.0 - 1e-9)
+            if (charged or not priced.real) and value <= reached + CLOSE * abs(reached):
+                value, usage_2C = self._tighten(theta, usage_2C, priced, self._wanted(theta, reached))
+        used = usage_2C if usage_2C.any() else None
+        line = Line(theta=theta, value=value, usage_2C=used, upto_s=self.upto_s)
+        self.lines.append(line)
+        self.envelope.add(line)
+        return True
+
+    def _wanted(self, theta: float, reached: float) -> float:
+        """The cut value that would allow a good step down from the present limit."""
+        scale = self.prices.scale
+        goal_s = self.upto_s / (1.0 + 4.0 * STEP_SHARE * self.tolerance) if self.upto_s < inf else 1e9
+        touch_w = 0.0
+        if theta > 0.0:
+            touch_w = max(self.envelope.least_w, sqrt(scale.tokens / (theta * self.factor)) - goal_s)
+        speed = scale.tokens / (touch_w + goal_s) + scale.nu
+        return max(theta * touch_w + speed / self.factor - scale.rho, reached + 1e-4 * abs(reached))
+
+    def _tighten(
+        self, theta: float, usage_2C: FloatArray, priced: _Priced, wanted: float
+    ) -> tuple[float, FloatArray]:
+        """Raise usage multipliers until the cut reaches `wanted` or nothing more is to be had."""
+        best, best_2C, level = priced.value, usage_2C, wanted
+        for _ in range(TIGHTENINGS):
+            self.bundle.add(priced, self._slope_K())
+            usage_2C = self.bundle.propose(best_2C, theta, level, self.upto_s, self.prices.scale_K)
+            priced = self._run(theta, 1.0, usage_2C)
+            better = priced.value > best
+            if better:
+                best, best_2C = priced.value, usage_2C
+            if best >= wanted * (1.0 - 1e-9):
+                break
+            level = wanted if better else best + 0.5 * (wanted - best)
+        return best, best_2C
+
+    def _slope_K(self) -> FloatArray:
+        """Slopes of the usage terms of the last path: devices used less those there are, per visit and once."""
+        devices, scratch = self.devices, self.scratch
+        visits_C = scratch.visits_S[devices.site_C]
+        per_visit_C = scratch.usage_C - visits_C * devices.devices_C
+        return np.concatenate([per_visit_C, scratch.usage_C - devices.devices_C])

@@ -1,0 +1,224 @@
+"""Pricing and proof in one: sweeps over the loads of every mode, shared out over threads.
+
+A sweep under any multipliers ends with a factor that no replica's worth passes, hence with a bound, and with
+the best replicas it met.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from math import inf, isfinite
+from threading import Event
+
+import numpy as np
+
+from planner.objective import StageChoice
+from planner.problem import BoundaryProblem
+from planner.solve.boxes import BoxProof, Cut, Duals
+from planner.solve.columns import Column, Shape, fits
+from planner.solve.envelope import Scale
+from planner.solve.path_kernels import Scratch, build_devices, new_scratch, price_paths
+from planner.solve.pathdp import least_load
+from planner.solve.paths import Int32Array, build_paths, device_groups
+from planner.solve.sweep import Goal, Line, Prices, Range, Segment, Sweep, Swept
+from planner.solve.tables import FloatArray, ModeTables
+
+GRID_RATIO = 1.25
+SEGMENTS = 6
+POLL_S = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certified:
+    """No replica is worth more than `factor` under `duals`, as `boxes` prove; infinite when cut short.
+
+    `columns` are real replicas met on the way that are worth something.
+    """
+
+    factor: float
+    duals: Duals
+    boxes: tuple[BoxProof, ...]
+    columns: tuple[Column, ...]
+    num_runs: int
+
+
+class Sweeper:
+    """Sweeps of one boundary. Remembers angles and usage multipliers by load between sweeps."""
+
+    def __init__(
+        self, problem: BoundaryProblem, shape: Shape, tables: Sequence[ModeTables], *, threads: int
+    ) -> None:
+        self.problem = problem
+        self.shape = shape
+        self.tables = tuple(tables)
+        groups_J = device_groups(problem)
+        self.devices = build_devices(problem, shape)
+        self.paths = tuple(build_paths(t, groups_J) for t in self.tables)
+        self.num_runs = 0
+        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
+        self._scratch: dict[int, list[Scratch]] = {i: [] for i in range(len(self.tables))}
+        self._fill_tables = [self._fill_table(i) for i in range(len(self.tables))]
+        self.segments = [s for i in range(len(self.tables)) for s in self._first_segments(i)]
+
+    def close(self) -> None:
+        """End the threads."""
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def any_path(self) -> bool:
+        """Whether any replica exists, even in the relaxation."""
+        return any(isfinite(fill_s[-1]) for _, fill_s in self._fill_tables)
+
+    def _borrow(self, mode_i: int) -> Scratch:
+        free = self._scratch[mode_i]
+        return free.pop() if free else new_scratch(self.paths[mode_i], self.devices)
+
+    def _fill_table(self, mode_i: int) -> tuple[FloatArray, FloatArray]:
+        """Load limits in rising order and the least fill time under each; no price changes it."""
+        tables, paths = self.tables[mode_i], self.paths[mode_i]
+        least_s = least_load(tables)
+        if not isfinite(least_s):
+            return np.array([inf]), np.array([inf])
+        hops_s = paths.repeats * paths.transfer_SSB[np.isfinite(paths.transfer_SSB)]
+        most_s = max(float(tables.load_E.max()), float(hops_s.max(initial=0.0)), least_s)
+        limits = [max(least_s, most_s * 1e-6)]
+        while limits[-1] * GRID_RATIO < most_s:
+            limits.append(limits[-1] * GRID_RATIO)
+        limits.append(inf)
+        scratch = self._borrow(mode_i)
+        free_C = np.zeros(self.shape.devices_C.size)
+        free_2C = np.zeros((2, free_C.size))
+        fill = [
+            price_paths(paths, self.devices, scratch, s, 1.0, 0.0, free_2C, free_C, 1.0, 0.0, 1.0, inf)[0]
+            for s in limits
+        ]
+        self._scratch[mode_i].append(scratch)
+        return np.array(limits), np.array(fill) * (1.0 - 1e-12)
+
+    def _first_segments(self, mode_i: int) -> list[Segment]:
+        """Equal parts of the logarithm of the load."""
+        limit_s = self._fill_tables[mode_i][0]
+        inner: list[float] = []
+        if limit_s.size > 2:
+            inner = np.geomspace(limit_s[0], limit_s[-2], SEGMENTS + 1)[-2:0:-1].tolist()
+        nothing_2C = np.zeros((2, self.shape.devices_C.size))
+        return [
+            Segment(mode_i=mode_i, top_s=top, bottom_s=bottom, theta=0.0, usage_2C=nothing_2C)
+            for top, bottom in pairwise([inf, *inner, 0.0])
+        ]
+
+    def run(self, duals: Duals, goal: Goal, should_stop: Callable[[], bool]) -> Certified:
+        """Sweep all modes under these multipliers."""
+        floor = 1e-3 * max(1e-300, float(duals.price_C.max(initial=0.0)))
+        scale_C = np.maximum(duals.price_C, floor)
+        prices = Prices(
+            duals=duals,
+            scale=Scale(tokens=float(self.problem.tokens_per_step), rho=duals.rho, nu=duals.nu),
+            scale_K=np.concatenate([scale_C, scale_C]),
+        )
+        swept = self._all(prices, goal, should_stop)
+        self._learn(swept)
+        self.num_runs += sum(part.num_runs for part in swept)
+        boxes = [self._box(part.segment.mode_i, r) for part in swept for r in part.ranges]
+        return Certified(
+            factor=max(part.factor for part in swept),
+            duals=duals,
+            boxes=tuple(sorted(boxes, key=lambda box: (box.mode_i, box.upto_s))),
+            columns=tuple(
+                self.column(part.segment.mode_i, entry_K, start_K)
+                for part in swept
+                for entry_K, start_K in part.found
+            ),
+            num_runs=sum(part.num_runs for part in swept),
+        )
+
+    def _all(self, prices: Prices, goal: Goal, should_stop: Callable[[], bool]) -> list[Swept]:
+        """All segments, one after another or side by side; a segment's answer never depends on another's."""
+        if self._pool is None:
+            return [self._one(segment, prices, goal, should_stop) for segment in self.segments]
+        halt = Event()
+        futures = [self._pool.submit(self._one, segment, prices, goal, halt.is_set) for segment in self.segments]
+        return [_wait(future, halt, should_stop) for future in futures]
+
+    def _one(self, segment: Segment, prices: Prices, goal: Goal, should_stop: Callable[[], bool]) -> Swept:
+        mode_i = segment.mode_i
+        scratch = self._borrow(mode_i)
+        sweep = Sweep(
+            self.paths[mode_i], self.devices, scratch, self._fill_tables[mode_i], segment, prices, goal
+        )
+        answer = sweep.run(should_stop)
+        self._scratch[mode_i].append(scratch)
+        return answer
+
+    def _box(self, mode_i: int, part: Range) -> BoxProof:
+        cuts = [
+            Cut(time_weight=line.theta, price_weight=1.0, value=line.value, usage_2C=line.usage_2C)
+            for line in part.lines
+        ]
+        if self.paths[mode_i].fill > 0.0:
+            cuts.append(Cut(time_weight=1.0, price_weight=0.0, value=part.least_w, usage_2C=None))
+        mode = self.tables[mode_i].mode.mode_i
+        return BoxProof(mode_i=mode, from_s=part.from_s, upto_s=part.upto_s, cuts=tuple(cuts))
+
+    def column(self, mode_i: int, entry_K: Int32Array, start_K: Int32Array) -> Column:
+        """A priced replica from path entries and the first layers of its stages."""
+        paths, problem = self.paths[mode_i], self.problem
+        busy_K, load_K = paths.busy_E[entry_K], paths.load_E[entry_K]
+        template_K = paths.template_E[entry_K]
+        site_K = self.devices.site_J[template_K]
+        transfer_s = paths.transfer_SSB[site_K[:-1], site_K[1:], start_K[1:]]
+        slowest_s = max(float(busy_K.max()), float(transfer_s.max(initial=0.0)))
+        fill_s = paths.fill * float(busy_K.sum() + transfer_s.sum())
+        sync_s = float((load_K - paths.repeats * busy_K).max()) if paths.sync else 0.0
+        step_s = fill_s + paths.repeats * slowest_s + sync_s
+        usage_C = self.shape.usage_JC[template_K].sum(axis=0)
+        stops = [*start_K[1:].tolist(), problem.num_layers]
+        return Column(
+            mode_i=self.tables[mode_i].mode.mode_i,
+            stages=tuple(
+                StageChoice(template_i=j, start=a, stop=b)
+                for j, a, b in zip(template_K.tolist(), start_K.tolist(), stops, strict=True)
+            ),
+            step_s=step_s,
+            tokens_per_s=problem.tokens_per_step / step_s,
+            fill_s=fill_s,
+            load_s=max(float(load_K.max()), paths.repeats * float(transfer_s.max(initial=0.0))),
+            usage_C=usage_C,
+            real=fits(self.shape, usage_C, self.shape.limit_R),
+        )
+
+    def _learn(self, swept: Sequence[Swept]) -> None:
+        """Cut the loads anew so that segments take about equally many runs, each from a known angle."""
+        segments: list[Segment] = []
+        for mode_i in range(len(self.tables)):
+            parts = [part for part in swept if part.segment.mode_i == mode_i]
+            lines = [line for part in parts for line in part.lines]
+            if len(lines) < SEGMENTS or any(not isfinite(part.factor) for part in parts):
+                segments += [part.segment for part in parts]
+            else:
+                segments += self._recut(mode_i, sorted(lines, key=lambda line: -line.upto_s))
+        self.segments = segments
+
+    def _recut(self, mode_i: int, lines: Sequence[Line]) -> list[Segment]:
+        picks = np.linspace(0, len(lines) - 1, SEGMENTS + 1)[1:-1].astype(np.int64)
+        inner = sorted({lines[i].upto_s for i in picks if isfinite(lines[i].upto_s)}, reverse=True)
+        nothing_2C = np.zeros((2, self.shape.devices_C.size))
+        found = []
+        for top, bottom in pairwise([inf, *inner, 0.0]):
+            below = [line for line in lines if line.upto_s <= top and line.theta > 0.0][:1]
+            theta = below[0].theta if below else 0.0
+            usage_2C = below[0].usage_2C if below and below[0].usage_2C is not None else nothing_2C
+            found.append(Segment(mode_i=mode_i, top_s=top, bottom_s=bottom, theta=theta, usage_2C=usage_2C))
+        return found
+
+
+def _wait(future: Future[Swept], halt: Event, should_stop: Callable[[], bool]) -> Swept:
+    while True:
+        try:
+            return future.result(timeout=POLL_S)
+        except TimeoutError:
+            if should_stop():
+                halt.set()
