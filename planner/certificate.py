@@ -15,7 +15,7 @@ from planner.solve.result import BoundaryResult, excess_frac
 
 COUPLING_ROW = "price"
 NO_PROOF: Mapping[str, Any] = {"kind": "none"}
-EXACT_KINDS = ("closure", "threshold")
+EXACT_KINDS = ("closure", "ceilings", "threshold")
 MINIMISED = (ObjectiveKind.PRICE, ObjectiveKind.STEP_TIME)
 
 

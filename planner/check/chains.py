@@ -67,10 +67,11 @@ class Endings:
     template_M: IntArray
     busy_s_M: FloatArray
     sync_s_M: FloatArray
+    load_s_M: FloatArray
 
 
 class ChainSearch:
-    """Expands labels of one mode by every column whose load is at most `load_max_s`."""
+    """Expands labels of one mode by every column whose load is at most `load_max_s`, which may be lowered."""
 
     def __init__(self, problem: BoundaryProblem, mode: Mode, source: ColumnSource, load_max_s: float) -> None:
         self.problem = problem
@@ -78,7 +79,7 @@ class ChainSearch:
         self.formula = problem.formula(mode)
         self.round_robin = problem.workload.job.schedule != "joint"
         self._source = source
-        self._load_max_s = load_max_s
+        self.load_max_s = self._load_top_s = load_max_s
         self._usage_JC = usage_table(problem)
         self._width_J = np.array([t.strategy.dp for t in problem.templates], dtype=np.int64)
         self._transfer_s_STL = source.transfers(mode.micro_batch_size)
@@ -130,13 +131,13 @@ class ChainSearch:
         move_s_M = np.zeros(len(columns.start_M))
         if site_i >= 0:
             move_s_M = self._transfer_s_STL[columns.site_M, site_i, stop]
-            # A link's load must stay below the limit too; an unlinked pair has infinite seconds.
-            chosen_M = np.flatnonzero(np.isfinite(move_s_M))
-            chosen_M = chosen_M[self.formula.repeats * move_s_M[chosen_M] <= self._load_max_s]
-            columns = Endings(**{name: getattr(columns, name)[chosen_M] for name in columns.__slots__})
-            move_s_M = move_s_M[chosen_M]
-        if not len(columns.start_M):
+        # A link's load must stay below the limit too; an unlinked pair has infinite seconds.
+        chosen_M = np.flatnonzero(np.isfinite(move_s_M) & (columns.load_s_M <= self.load_max_s))
+        chosen_M = chosen_M[self.formula.repeats * move_s_M[chosen_M] <= self.load_max_s]
+        if not len(chosen_M):
             return
+        columns = Endings(**{name: getattr(columns, name)[chosen_M] for name in columns.__slots__})
+        move_s_M = move_s_M[chosen_M]
         step = max(1, CHUNK // (len(columns.start_M) * max(1, labels.usage_NC.shape[1])))
         for at in range(0, len(labels), step):
             yield self._crossed(labels.take(np.arange(at, min(at + step, len(labels)))), columns, move_s_M)
@@ -180,7 +181,7 @@ class ChainSearch:
     def _build(self, held_by_width: dict[int, int]) -> list[Endings]:
         kinds = self._source.kinds
         num_held = max(held_by_width.values())
-        parts: list[tuple[IntArray, IntArray, FloatArray, FloatArray]] = []
+        parts: list[tuple[IntArray, IntArray, FloatArray, FloatArray, FloatArray]] = []
         for template_i in self.mode.templates:
             kind_K, table = self._source.table(template_i, self.mode, num_held)
             held = held_by_width[int(self._width_J[template_i])] - 1
@@ -193,11 +194,14 @@ class ChainSearch:
                 else np.where(np.isfinite(busy_s_K), 0.0, np.inf)
             )
             load_s_K = load_s_K + (sync_s_K if self.formula.sync else 0.0)
-            usable_K = np.isfinite(busy_s_K) & np.isfinite(sync_s_K) & (load_s_K <= self._load_max_s)
+            usable_K = np.isfinite(busy_s_K) & np.isfinite(sync_s_K) & (load_s_K <= self._load_top_s)
             at_I = np.flatnonzero(usable_K[kinds.kind_I])
             kind_I = kinds.kind_I[at_I]
-            parts.append((at_I, np.full(len(at_I), template_i), busy_s_K[kind_I], sync_s_K[kind_I]))
-        at_I, template_I, busy_s_I, sync_s_I = (np.concatenate([part[i] for part in parts]) for i in range(4))
+            templates_I = np.full(len(at_I), template_i)
+            parts.append((at_I, templates_I, busy_s_K[kind_I], sync_s_K[kind_I], load_s_K[kind_I]))
+        at_I, template_I, busy_s_I, sync_s_I, load_s_I = (
+            np.concatenate([part[i] for part in parts]) for i in range(5)
+        )
         site_J = np.array([t.site_i for t in self.problem.templates], dtype=np.int64)
         stop_I = kinds.stop_I[at_I]
         endings = []
@@ -210,6 +214,7 @@ class ChainSearch:
                     template_M=template_I[of_I],
                     busy_s_M=busy_s_I[of_I],
                     sync_s_M=sync_s_I[of_I],
+                    load_s_M=load_s_I[of_I],
                 )
             )
         return endings

@@ -114,7 +114,7 @@ class ColumnSource:
 
     problem: BoundaryProblem
     _kinds: IntervalKinds | None = None
-    _tables: dict[tuple[int, int], tuple[IntArray, StageTable]] = field(default_factory=dict)
+    _tables: dict[int, tuple[int, IntArray, StageTable]] = field(default_factory=dict)
     _tables_of_size: int = 0
     _transfers: dict[int, FloatArray] = field(default_factory=dict)
 
@@ -126,13 +126,12 @@ class ColumnSource:
         return self._kinds
 
     def table(self, template_i: int, mode: Mode, num_held: int) -> tuple[IntArray, StageTable]:
-        """Kinds a cluster is cleared for, and the cost model's figures of them for 1..num_held in flight."""
-        key = (template_i, num_held)
+        """Kinds a cluster is cleared for, and the cost model's figures of them for 1..num_held or more."""
         if self._tables_of_size != mode.micro_batch_size:
             # Modes come ordered by micro-batch size; keeping older tables would only fill memory.
             self._tables.clear()
             self._tables_of_size = mode.micro_batch_size
-        if key not in self._tables:
+        if template_i not in self._tables or self._tables[template_i][0] < num_held:
             template = self.problem.templates[template_i]
             kind_K = np.flatnonzero(self.kinds.tier_K <= template.tier_i)
             intervals = [self.kinds.first[k] for k in kind_K]
@@ -144,8 +143,8 @@ class ColumnSource:
                 mode.micro_batch_size,
                 num_held,
             )
-            self._tables[key] = (kind_K, table)
-        return self._tables[key]
+            self._tables[template_i] = (num_held, kind_K, table)
+        return self._tables[template_i][1:]
 
     def transfers(self, micro_batch_size: int) -> FloatArray:
         """Seconds per micro-batch from site to site at every border; infinite without a link."""

@@ -12,7 +12,7 @@ from planner.check.rate import best_rates, boundary_rate_bound, least_usd_per_ra
 from planner.check.report import REL_TOLERANCE, Findings, Reporter
 from planner.problem import BoundaryProblem, ObjectiveKind
 
-KINDS = ("dual", "closure", "threshold", "rate", "none")
+KINDS = ("dual", "closure", "ceilings", "threshold", "rate", "none")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +61,8 @@ class ProofCheck:
             limit = "a dual or rate proof where boundaries share a price target"
             self.findings.add("proof-kind", f"{self.place}.kind", kind, limit)
             return None
-        return self._closure(proof) if kind == "closure" else self._threshold()
+        exact = {"closure": self._closure, "ceilings": self._ceilings, "threshold": self._threshold}
+        return exact[kind](proof)
 
     def _dual(self, proof: Mapping[str, Any]) -> Proven | None:
         multipliers = read_multipliers(self.problem, proof, self.findings, self.place, coupled=self.coupled)
@@ -122,7 +123,22 @@ class ProofCheck:
         self._require_bound(proof, self.value)
         return Proven(kind="closure", bound=self.value, note=f"{walk.num_replicas} replicas re-enumerated")
 
-    def _threshold(self) -> Proven | None:
+    def _ceilings(self, proof: Mapping[str, Any]) -> Proven | None:
+        from planner.check.ceilings import CeilingsCheck
+
+        walk = CeilingsCheck(
+            problem=self.problem,
+            value=self.value,
+            findings=self.findings,
+            place=self.place,
+            report=self.report,
+        )
+        if not walk.run(proof.get("ceilings")):
+            return None
+        self._require_bound(proof, self.value)
+        return Proven(kind="ceilings", bound=self.value, note=f"{walk.num_labels} chains gone through")
+
+    def _threshold(self, _proof: Mapping[str, Any]) -> Proven | None:
         from planner.check.threshold import no_faster_replica
 
         if not no_faster_replica(self.problem, self.value, self.findings, self.place, self.report):
