@@ -64,7 +64,7 @@ class SmallFleet:
         self.lattice = Lattice(shape)
         self.packer = Packer(problem, self.lattice)
         self.stages = [build_stages(table, shape, self.lattice) for table in tables]
-        self.bounds = [CountBounds(stages) for stages in self.stages]
+        self.bounds = [CountBounds(stages, self.lattice) for stages in self.stages]
         self.placed = [PlacedStages(stages) for stages in self.stages]
         self.count_T = np.array([self.lattice.position(usage_C) for usage_C in shape.usage_JC], np.int64)
         self.speed_U = np.zeros(self.lattice.size)
@@ -219,17 +219,11 @@ class SmallFleet:
             if self.minimise:
                 self.value = float(sum(self.lattice.usd_U[count] for count in choice.counts))
 
-    def _steps(self, mode_i: int, allowed_A: IntArray, *, back: bool) -> IntArray:
-        """Where each way of taking devices leads from (or, `back`, comes from) each allowed count."""
-        size = allowed_A.size
-        state_U = np.full(self.lattice.size + 1, size, dtype=np.int64)
-        state_U[allowed_A] = np.arange(size)
-        next_JA = state_U[self.lattice.sums(self.stages[mode_i].count_J, allowed_A)]
-        if not back:
-            return next_JA
-        back_JA = np.full((next_JA.shape[0], size + 1), size, dtype=np.int64)
-        np.put_along_axis(back_JA, next_JA, np.arange(size)[None, :].repeat(next_JA.shape[0], axis=0), axis=1)
-        return back_JA[:, :size]
+    def _after(self, mode_i: int, allowed_A: IntArray) -> IntArray:
+        """Where each way of taking devices leads from each allowed count."""
+        state_U = np.full(self.lattice.size + 1, allowed_A.size, dtype=np.int64)
+        state_U[allowed_A] = np.arange(allowed_A.size)
+        return state_U[self.lattice.sums(self.stages[mode_i].count_J, allowed_A)]
 
     def _bounded(self, box: Open, wanted_U: BoolArray, *, rough: bool = False) -> list[Open]:
         """The box with bounds under its loads on the wanted device counts; nothing when it is idle."""
@@ -237,12 +231,7 @@ class SmallFleet:
             return [] if self._is_idle(box) else [box]
         self._spend_run()
         allowed_A = np.flatnonzero(self.lattice.below(wanted_U))
-        state_U = np.full(self.lattice.size + 1, allowed_A.size, dtype=np.int64)
-        state_U[allowed_A] = np.arange(allowed_A.size)
-        before_JA = self._steps(box.mode_i, allowed_A, back=True)
-        state_J = state_U[self.stages[box.mode_i].count_J]
-        bounds = self.bounds[box.mode_i]
-        fill_A = bounds.least_fill(box.upto_s, before_JA, state_J, allowed_A.size, rough=rough)
+        fill_A = self.bounds[box.mode_i].least_fill(box.upto_s, allowed_A, rough=rough)
         most_U = np.zeros(self.lattice.size)
         with np.errstate(divide="ignore"):
             most_U[allowed_A] = np.minimum(self.tokens / (np.maximum(fill_A, 0.0) + box.from_s), HUGE)
@@ -316,7 +305,7 @@ class SmallFleet:
         target_A = np.full(allowed_A.size, -np.inf)
         with np.errstate(divide="ignore"):
             target_A[beat_A] = np.minimum(self.tokens / np.maximum(needed_U[allowed_A[beat_A]], 0.0), 1e300)
-        after_JA = self._steps(box.mode_i, allowed_A, back=False)
+        after_JA = self._after(box.mode_i, allowed_A)
         search = ChainSearch(
             self.placed[box.mode_i],
             self.lattice,

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from planner.problem import BoundaryProblem
 from planner.solve.columns import Shape
+from planner.solve.small_kernels import packings
 from planner.solve.tables import FloatArray, IntArray
 
 BoolArray = NDArray[np.bool_]
@@ -59,6 +60,12 @@ class Lattice:
         """Positions of `one_N[n] + other_N[n]`, `size` where that breaks a row."""
         found: NDArray[np.int32] = self._position[self._code_U[one_N] + self._code_U[other_N]]
         return found
+
+    def packings(
+        self, order_U: IntArray, column_M: IntArray, worth_M: FloatArray, end_K: FloatArray, bounded: bool
+    ) -> FloatArray:
+        """Most that more replicas can add, by count and replicas so far (planner.solve.small_kernels)."""
+        return packings(order_U, self._code_U, self._position, column_M, worth_M, end_K, bounded)
 
     def most_within(self, value_U: FloatArray) -> FloatArray:
         """For each count the largest value of any count with no more devices of any class."""
@@ -110,8 +117,7 @@ class Packer:
         self.most = problem.replicas_max
         top = self.fewest if self.most is None else self.most
         self.num_states = top + 1
-        totals = lattice.total_U
-        self._layers = [np.flatnonzero(totals == total) for total in range(int(totals.max()), -1, -1)]
+        self._order_U = np.argsort(-lattice.total_U, kind="stable")
 
     def to_go(self, value_U: FloatArray, allowed_U: BoolArray | None = None) -> FloatArray:
         """Most that more replicas can add to k replicas on given devices, -inf if no end is admitted.
@@ -119,23 +125,11 @@ class Packer:
         Shape (K, U + 1). Without a limit on replicas the last k stands for that many or more. `allowed_U`
         restricts the devices in use, and must be closed downwards.
         """
-        size = self.lattice.size
         column_M = self.lattice.undominated(value_U)
-        go_KU = np.full((self.num_states, size + 1), -np.inf)
-        worth_M = value_U[column_M][:, None]
-        for layer in self._layers:
-            rows = layer if allowed_U is None else layer[allowed_U[layer]]
-            if rows.size == 0:
-                continue
-            next_MU = self.lattice.sums(column_M, rows)
-            for k in range(self.num_states - 1, -1, -1):
-                ends = 0.0 if k >= self.fewest else -np.inf
-                best_U = np.full(rows.size, ends)
-                if column_M.size and (self.most is None or k < self.most):
-                    following = go_KU[min(k + 1, self.num_states - 1)]
-                    np.maximum(best_U, (worth_M + following[next_MU]).max(axis=0), out=best_U)
-                go_KU[k, rows] = best_U
-        return go_KU
+        order_U = self._order_U if allowed_U is None else self._order_U[allowed_U[self._order_U]]
+        end_K = np.where(np.arange(self.num_states) >= self.fewest, 0.0, -np.inf)
+        go_UK = self.lattice.packings(order_U, column_M, value_U[column_M], end_K, self.most is not None)
+        return go_UK.T
 
     def best(
         self, value_U: FloatArray, allowed_U: BoolArray | None = None, beat: float = -np.inf

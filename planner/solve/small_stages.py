@@ -14,15 +14,18 @@ multipliers, Q in-flight levels, H positions in the chain, T templates.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
 from planner.solve.columns import Shape
+from planner.solve.small_kernels import least_fills, least_rates, stage_costs
 from planner.solve.small_lattice import Lattice
 from planner.solve.tables import FloatArray, IntArray, ModeTables
 
 ROUGH, ALL = slice(-1, None), slice(None)
 SINGLE, LAST, FIRST, MIDDLE = range(4)
+QUANTILES = (0.1, 0.5, 0.9)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +100,7 @@ def build_stages(tables: ModeTables, shape: Shape, lattice: Lattice) -> Stages:
 class CountBounds:
     """Bounds of one mode by device counts."""
 
-    def __init__(self, stages: Stages) -> None:
+    def __init__(self, stages: Stages, lattice: Lattice) -> None:
         self.stages = stages
         tables = stages.tables
         kind_X = np.where(
@@ -117,41 +120,47 @@ class CountBounds:
         self.num_ways = stages.site_J.size
         cell_Y = (stages.level_E[at_Y] * 4 + kind_Y) * self.num_ways + stages.way_P[stages.pair_E[at_Y]]
         order_Y = np.argsort(cell_Y, kind="stable")
-        self.cell_P, self._first_P = np.unique(cell_Y[order_Y], return_index=True)
+        self._cell_P, self._first_P = np.unique(cell_Y[order_Y], return_index=True)
         entry_Y = stages.entry_E[at_Y[order_Y]]
         self._load_Y = tables.load_E[entry_Y]
         self._fill_Y = tables.formula.fill * tables.busy_E[entry_Y]
         self._length_Y = (shape_Y % size)[order_Y].astype(np.float64)
         first_J = np.flatnonzero(np.diff(stages.site_J, prepend=-1))
         self.first_J, self.present_S = first_J, stages.site_J[first_J]
+        onto_JU = lattice.sums(stages.count_J, np.arange(lattice.size))
+        self._before_UJ = np.full((lattice.size + 1, self.num_ways), -1, dtype=np.int32)
+        ways_J1 = np.arange(self.num_ways)[:, None]
+        self._before_UJ[onto_JU, ways_J1] = np.arange(lattice.size, dtype=np.int32)
+        self._before_UJ = self._before_UJ[: lattice.size]
 
     def multipliers(self, upto_s: float) -> FloatArray:
         """Seconds of fill per layer worth trying: what layers cost on some ways, and more than any costs."""
         far = 4.0 * upto_s
         if self.stages.tables.formula.fill <= 0.0 or self._fill_Y.size == 0:
             return np.array([far])
-        way_P = self.cell_P % self.num_ways
-        inside_Y = self._load_Y <= upto_s
-        rate_Y = np.where(inside_Y, self._fill_Y / self._length_Y, np.inf)
-        rate_P = np.minimum.reduceat(rate_Y, self._first_P)
-        rate_J = np.full(self.num_ways, np.inf)
-        np.minimum.at(rate_J, way_P, rate_P)
+        rate_J = least_rates(
+            self._fill_Y, self._load_Y, self._length_Y, self._cell_P, self._first_P, upto_s, self.num_ways
+        )
         rates = np.sort(rate_J[np.isfinite(rate_J)])
         if rates.size == 0:
             return np.array([far])
-        return np.append(np.unique(np.quantile(rates, (0.1, 0.5, 0.9), method="nearest")), far)
+        chosen = sorted({float(rates[round(q * (rates.size - 1))]) for q in QUANTILES})
+        return np.array([*chosen, far])
 
     def costs(self, upto_s: float, multiplier_K: FloatArray) -> FloatArray:
-        """Least fill time less what layers pay, as (K, Q, H, J); infinite where no stage is in the load."""
-        tables = self.stages.tables
-        cost_KQHJ = np.full((multiplier_K.size, tables.num_levels, 4, self.num_ways), np.inf)
-        if self._fill_Y.size:
-            fill_Y = np.where(self._load_Y <= upto_s, self._fill_Y, np.inf)
-            cost_KY = fill_Y - multiplier_K[:, None] * self._length_Y
-            cost_KQHJ.reshape(multiplier_K.size, -1)[:, self.cell_P] = np.minimum.reduceat(
-                cost_KY, self._first_P, axis=1
-            )
-        return cost_KQHJ
+        """Least fill time less what layers pay, as (Q, H, J, K); infinite where no stage is in the load."""
+        shape = (self.stages.tables.num_levels, 4, self.num_ways)
+        cost_XK = stage_costs(
+            self._fill_Y,
+            self._load_Y,
+            self._length_Y,
+            self._cell_P,
+            self._first_P,
+            upto_s,
+            multiplier_K,
+            prod(shape),
+        )
+        return cost_XK.reshape(*shape, -1)
 
     def hops(self, upto_s: float) -> FloatArray:
         """Least fill time of a link from site to site within the load."""
@@ -166,38 +175,25 @@ class CountBounds:
         hop_SS: FloatArray = np.where(linked_BSS, fill_BSS, np.inf).min(axis=0)
         return hop_SS
 
-    def least_fill(
-        self, upto_s: float, before_JA: IntArray, state_J: IntArray, size: int, *, rough: bool = False
-    ) -> FloatArray:
-        """Lower bound on the fill time of replicas on each allowed device count, infinite without one."""
-        tables = self.stages.tables
+    def least_fill(self, upto_s: float, allowed_A: IntArray, *, rough: bool = False) -> FloatArray:
+        """Lower bound on the fill time of replicas on each allowed device count, infinite without one.
+
+        Allowed counts must be closed downwards.
+        """
         multiplier_K = self.multipliers(upto_s)[ROUGH if rough else ALL]
-        cost_QHJK = np.moveaxis(self.costs(upto_s, multiplier_K), 0, -1)
-        hop_SS = self.hops(upto_s)
-        num_K, num_sites, site_J = multiplier_K.size, tables.num_sites, self.stages.site_J
-        done_AK = np.full((size + 1, num_K), np.inf)
-        behind_SAK = np.full((num_sites, size + 1, num_K), np.inf)
-        for way in np.flatnonzero(state_J < size):
-            state, site = state_J[way], site_J[way]
-            done_AK[state] = np.minimum(done_AK[state], cost_QHJK[0, SINGLE, way])
-            behind_SAK[site, state] = np.minimum(behind_SAK[site, state], cost_QHJK[0, LAST, way])
-        flat_JA = site_J[:, None] * (size + 1) + before_JA
-        for depth in range(1, tables.num_stages):
-            level = min(depth, tables.num_levels - 1)
-            onward_SAK = np.full_like(behind_SAK, np.inf)
-            for site in range(num_sites):
-                np.minimum(onward_SAK, hop_SS[:, site, None, None] + behind_SAK[site], out=onward_SAK)
-            live_JA = np.isfinite(onward_SAK[:, :, -1]).reshape(-1)[flat_JA]
-            at_A = np.flatnonzero(live_JA.any(axis=0))
-            if at_A.size == 0:
-                break
-            onward_JAK = onward_SAK.reshape(-1, num_K).take(flat_JA[:, at_A], axis=0)
-            first_JAK = onward_JAK + cost_QHJK[level, FIRST, :, None]
-            done_AK[at_A] = np.minimum(done_AK[at_A], first_JAK.min(axis=0))
-            onward_JAK += cost_QHJK[level, MIDDLE, :, None]
-            behind_SAK = np.full((num_sites, size + 1, num_K), np.inf)
-            behind_SAK[self.present_S[:, None], at_A] = np.minimum.reduceat(onward_JAK, self.first_J, axis=0)
-        least_A: FloatArray = (done_AK[:size] + self.stages.num_layers * multiplier_K).max(axis=1)
+        allowed_U = np.zeros(self._before_UJ.shape[0], dtype=np.bool_)
+        allowed_U[allowed_A] = True
+        done_AK = least_fills(
+            self.costs(upto_s, multiplier_K),
+            self.hops(upto_s),
+            self.stages.site_J,
+            self.stages.count_J,
+            self._before_UJ,
+            allowed_A,
+            allowed_U,
+            self.stages.tables.num_stages,
+        )
+        least_A: FloatArray = (done_AK + self.stages.num_layers * multiplier_K).max(axis=1)
         return least_A
 
     def fronts(
@@ -209,7 +205,7 @@ class CountBounds:
         """
         tables = self.stages.tables
         multiplier_K = self.multipliers(upto_s)
-        cost_KQHJ = self.costs(upto_s, multiplier_K)
+        cost_KQHJ = np.moveaxis(self.costs(upto_s, multiplier_K), -1, 0)
         hop_SS = self.hops(upto_s)
         size = target_A.size
         end_A = np.append(-target_A, np.inf)
