@@ -73,7 +73,7 @@ def least_fills(
 ) -> FloatArray:
     """Least cost of chains on exactly the allowed device counts, under each multiplier; shape (A, K).
 
-    `before_UJ` is the count that a way leads from, -1 where there is none. Allowed counts are closed downwards.
+    `before_UJ` is the count that a way leads from, -1 without one. Allowed counts are closed downwards.
     Places are numbered as in planner.solve.small_stages: single, last, first, middle.
     """
     num_levels, _, num_ways, num_K = cost_QHJK.shape
@@ -117,6 +117,17 @@ def least_fills(
                         done_UK[u, k] = min(done_UK[u, k], ahead + cost_QHJK[level, 2, j, k])
                         behind_USK[u, s, k] = min(behind_USK[u, s, k], ahead + cost_QHJK[level, 3, j, k])
     return done_UK[allowed_A]
+
+
+@compiled
+def below(wanted_U: NDArray[np.bool_], order_U: IntArray, more_UC: PositionArray) -> NDArray[np.bool_]:
+    """Counts with no more devices than some wanted one; `more_UC` is the count with one more of a class."""
+    below_U = np.zeros(wanted_U.size + 1, dtype=np.bool_)
+    for u in order_U:
+        below_U[u] = wanted_U[u]
+        for v in more_UC[u]:
+            below_U[u] |= below_U[v]
+    return below_U[:-1]
 
 
 @compiled

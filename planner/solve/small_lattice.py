@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from planner.problem import BoundaryProblem
 from planner.solve.columns import Shape
-from planner.solve.small_kernels import packings
+from planner.solve.small_kernels import below, packings
 from planner.solve.tables import FloatArray, IntArray
 
 BoolArray = NDArray[np.bool_]
@@ -37,6 +37,8 @@ class Lattice:
         self._code_U: IntArray = self.count_UC @ self._radix_C
         self._position = np.full(int(np.prod(wide_C)), self.size, dtype=np.int32)
         self._position[self._code_U] = np.arange(self.size)
+        self.order_U: IntArray = np.argsort(-self.total_U, kind="stable")
+        self._more_UC = self._position[self._code_U[:, None] + self._radix_C]
         self._dense = tuple(int(n) + 1 for n in devices_C)
         self._flat_U = np.ravel_multi_index(tuple(self.count_UC.T), self._dense)
 
@@ -78,13 +80,7 @@ class Lattice:
 
     def below(self, wanted_U: BoolArray) -> BoolArray:
         """Counts with no more devices than some wanted one."""
-        dense = np.zeros(self._dense, dtype=bool)
-        dense.reshape(-1)[self._flat_U] = wanted_U
-        for axis in range(dense.ndim):
-            turned = np.flip(dense, axis=axis)
-            np.logical_or.accumulate(turned, axis=axis, out=turned)
-        below_U: BoolArray = dense.reshape(-1)[self._flat_U]
-        return below_U
+        return below(wanted_U, self.order_U, self._more_UC)
 
     def undominated(self, value_U: FloatArray) -> IntArray:
         """Positive values that no count with fewer devices reaches."""
@@ -117,7 +113,6 @@ class Packer:
         self.most = problem.replicas_max
         top = self.fewest if self.most is None else self.most
         self.num_states = top + 1
-        self._order_U = np.argsort(-lattice.total_U, kind="stable")
 
     def to_go(self, value_U: FloatArray, allowed_U: BoolArray | None = None) -> FloatArray:
         """Most that more replicas can add to k replicas on given devices, -inf if no end is admitted.
@@ -126,7 +121,9 @@ class Packer:
         restricts the devices in use, and must be closed downwards.
         """
         column_M = self.lattice.undominated(value_U)
-        order_U = self._order_U if allowed_U is None else self._order_U[allowed_U[self._order_U]]
+        order_U = self.lattice.order_U
+        if allowed_U is not None:
+            order_U = order_U[allowed_U[order_U]]
         end_K = np.where(np.arange(self.num_states) >= self.fewest, 0.0, -np.inf)
         go_UK = self.lattice.packings(order_U, column_M, value_U[column_M], end_K, self.most is not None)
         return go_UK.T

@@ -127,6 +127,10 @@ class CountBounds:
         self._length_Y = (shape_Y % size)[order_Y].astype(np.float64)
         first_J = np.flatnonzero(np.diff(stages.site_J, prepend=-1))
         self.first_J, self.present_S = first_J, stages.site_J[first_J]
+        inner_BSS = tables.transfer_BSS[1 : stages.num_layers]
+        hop_SS = inner_BSS.min(axis=0, initial=np.inf)
+        self._linked_SS = np.isfinite(hop_SS)
+        self._least_hop_SS = np.where(self._linked_SS, hop_SS, 0.0)
         onto_JU = lattice.sums(stages.count_J, np.arange(lattice.size))
         self._before_UJ = np.full((lattice.size + 1, self.num_ways), -1, dtype=np.int32)
         ways_J1 = np.arange(self.num_ways)[:, None]
@@ -164,15 +168,9 @@ class CountBounds:
 
     def hops(self, upto_s: float) -> FloatArray:
         """Least fill time of a link from site to site within the load."""
-        tables = self.stages.tables
-        inner_BSS = tables.transfer_BSS[1 : self.stages.num_layers]
-        if inner_BSS.shape[0] == 0:
-            return np.full(tables.transfer_BSS.shape[1:], np.inf)
-        linked_BSS = np.isfinite(inner_BSS)
-        load_BSS = tables.formula.repeats * np.where(linked_BSS, inner_BSS, 0.0)
-        linked_BSS &= load_BSS <= upto_s
-        fill_BSS = tables.formula.fill * np.where(linked_BSS, inner_BSS, 0.0)
-        hop_SS: FloatArray = np.where(linked_BSS, fill_BSS, np.inf).min(axis=0)
+        formula = self.stages.tables.formula
+        linked_SS = self._linked_SS & (formula.repeats * self._least_hop_SS <= upto_s)
+        hop_SS: FloatArray = np.where(linked_SS, formula.fill * self._least_hop_SS, np.inf)
         return hop_SS
 
     def least_fill(self, upto_s: float, allowed_A: IntArray, *, rough: bool = False) -> FloatArray:
