@@ -51,7 +51,7 @@ def with_evidence(
             hint="this is a bug: report it with the input files",
         )
     exact = excess_frac(value, other.bound, maximise=maximise) <= AGREE_FRAC
-    if other.proof.get("kind") == "closure" and not exact:
+    if other.proof.get("kind") in ("closure", "ceilings") and not exact:
         return replace(result, proof={"kind": "none"}, bound=None, status=_unproven(result))
     return replace(result, proof=other.proof, bound=other.bound)
 

@@ -12,16 +12,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from math import inf, isfinite, prod
+from math import inf, isfinite
 
 import numpy as np
 
-from costmodels.workload import ROUND_ROBIN
 from planner.objective import StageChoice, step_time_s
 from planner.problem import BoundaryProblem, ObjectiveKind
 from planner.solve.columns import Column, Shape
 from planner.solve.pathdp import least_load
-from planner.solve.small_labels import ChainSearch, Effort, PlacedStages, SmallLimitError
+from planner.solve.small_labels import ChainSearch, Effort, PlacedStages
 from planner.solve.small_lattice import BoolArray, Choice, Lattice, Packer, cheapest
 from planner.solve.small_stages import CountBounds, Stages, build_stages
 from planner.solve.tables import FloatArray, IntArray, ModeTables
@@ -39,8 +38,6 @@ HUGE = 1e100
 PROBE_STEP = 0.004
 IMPROVEMENT = 1e-10
 TOLERANCE = 1e-9
-COUNTS_MAX = 10_000
-CODES_MAX = 4_000_000
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,9 +54,14 @@ class SmallFleet:
     """One run; `speed_U` and `columns` hold the best replica met on each device count."""
 
     def __init__(
-        self, problem: BoundaryProblem, shape: Shape, tables: Sequence[ModeTables], effort: Effort
+        self,
+        problem: BoundaryProblem,
+        shape: Shape,
+        tables: Sequence[ModeTables],
+        effort: Effort,
+        hear: Callable[[float | None, float | None], None] = lambda _value, _bound: None,
     ) -> None:
-        self.problem, self.shape, self.effort = problem, shape, effort
+        self.problem, self.shape, self.effort, self._hear = problem, shape, effort, hear
         self.tokens = float(problem.tokens_per_step)
         self.lattice = Lattice(shape)
         self.packer = Packer(problem, self.lattice)
@@ -77,6 +79,30 @@ class SmallFleet:
         self.boxes: list[Open] = []
         self.ceiling_U = np.zeros(self.lattice.size)
         self._useless_U: FloatArray | None = None
+
+    def solve(self) -> SmallAnswer | None:
+        """The best plan and its proof; None when rounding stood in the way of one.
+
+        Raises:
+            SmallLimitError: it took too much effort, or was told to stop.
+        """
+        self.run()
+        if not self.is_proven():
+            return None
+        listed = self.lattice.undominated(self.ceiling_U)
+        return SmallAnswer(
+            columns=self.chosen(),
+            value=self.value,
+            ceilings=tuple(
+                (tuple(self.lattice.count_UC[u].tolist()), float(self.ceiling_U[u])) for u in listed.tolist()
+            ),
+            num_chains=self.effort.num_chains,
+            num_runs=self.effort.num_runs,
+        )
+
+    def chosen(self) -> tuple[Column, ...] | None:
+        """The best plan met so far."""
+        return None if self.choice is None else tuple(self.columns[count] for count in self.choice.counts)
 
     def run(self) -> None:
         """Settle every device count that could matter."""
@@ -197,6 +223,9 @@ class SmallFleet:
             if self.value is not None:
                 allowed_U = self.lattice.usd_U < self.value * (1 - IMPROVEMENT)
         go_KU = self.packer.to_go(most_U, allowed_U)
+        if not self.minimise:
+            bound = max(float(go_KU[0, 0]), self.value or 0.0)
+            self._hear(self.value, bound * (1 + IMPROVEMENT) if isfinite(bound) else None)
         rest_U = go_KU[min(1, self.packer.num_states - 1), :-1]
         with np.errstate(invalid="ignore"):
             self._useless_U = None
@@ -218,6 +247,7 @@ class SmallFleet:
             self.value = choice.tokens_per_s
             if self.minimise:
                 self.value = float(sum(self.lattice.usd_U[count] for count in choice.counts))
+                self._hear(self.value, None)
 
     def _after(self, mode_i: int, allowed_A: IntArray) -> IntArray:
         """Where each way of taking devices leads from each allowed count."""
@@ -229,8 +259,8 @@ class SmallFleet:
         """The box with bounds under its loads on the wanted device counts; nothing when it is idle."""
         if not wanted_U.any():
             return [] if self._is_idle(box) else [box]
-        self._spend_run()
         allowed_A = np.flatnonzero(self.lattice.below(wanted_U))
+        self.effort.spend_run(allowed_A.size)
         fill_A = self.bounds[box.mode_i].least_fill(box.upto_s, allowed_A, rough=rough)
         most_U = np.zeros(self.lattice.size)
         with np.errstate(divide="ignore"):
@@ -245,10 +275,6 @@ class SmallFleet:
             return False
         np.maximum(self.ceiling_U, box.most_U, out=self.ceiling_U)
         return True
-
-    def _spend_run(self) -> None:
-        self.effort.num_runs += 1
-        self.effort.spend(0)
 
     def _split(self, box: Open, wanted_U: BoolArray) -> list[Open]:
         ratio = box.upto_s / box.from_s
@@ -299,8 +325,8 @@ class SmallFleet:
         Says whether that took no more than some chains; a box that can't be split further has no such limit.
         """
         wanted_U = box.most_U > needed_U
-        self._spend_run()
         allowed_A = np.flatnonzero(self.lattice.below(wanted_U))
+        self.effort.spend_run(allowed_A.size)
         beat_A = np.flatnonzero(wanted_U[allowed_A])
         target_A = np.full(allowed_A.size, -np.inf)
         with np.errstate(divide="ignore"):
@@ -341,45 +367,3 @@ class SmallAnswer:
     ceilings: tuple[tuple[tuple[int, ...], float], ...]
     num_chains: int
     num_runs: int
-
-
-def is_small(problem: BoundaryProblem) -> bool:
-    """Whether a fleet has few enough device counts, and nothing that this way of solving can't express."""
-    if problem.workload.job.schedule == ROUND_ROBIN:
-        return False
-    if any(coefficient < 0.0 for row in problem.rows for _, coefficient in row.coefficients):
-        return False
-    if any(c.device.usd_per_hour < 0.0 for c in problem.classes):
-        return False
-    counts = prod(c.num_devices + 1 for c in problem.classes)
-    return counts <= COUNTS_MAX and prod(2 * c.num_devices + 1 for c in problem.classes) <= CODES_MAX
-
-
-def solve_small(
-    problem: BoundaryProblem,
-    shape: Shape,
-    tables: Sequence[ModeTables],
-    *,
-    chains_max: int,
-    should_stop: Callable[[], bool],
-) -> SmallAnswer | None:
-    """The proven best plan of a small fleet; None when it was told to stop or took too many chains."""
-    effort = Effort(chains_left=chains_max, should_stop=should_stop)
-    run = SmallFleet(problem, shape, tables, effort)
-    try:
-        run.run()
-    except SmallLimitError:
-        return None
-    if not run.is_proven():
-        return None
-    columns = None if run.choice is None else tuple(run.columns[count] for count in run.choice.counts)
-    listed = run.lattice.undominated(run.ceiling_U)
-    return SmallAnswer(
-        columns=columns,
-        value=run.value,
-        ceilings=tuple(
-            (tuple(run.lattice.count_UC[u].tolist()), float(run.ceiling_U[u])) for u in listed.tolist()
-        ),
-        num_chains=effort.num_chains,
-        num_runs=effort.num_runs,
-    )

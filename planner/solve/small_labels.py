@@ -23,6 +23,7 @@ from planner.solve.tables import FloatArray, IntArray
 
 PAIRS_MAX = 1_000_000
 LEADERS = 12
+STATES_PER_CHAIN = 3
 
 
 class SmallLimitError(Exception):
@@ -31,9 +32,9 @@ class SmallLimitError(Exception):
 
 @dataclass(slots=True, kw_only=True)
 class Effort:
-    """What a search may still cost, and what it has cost."""
+    """What a search may still cost, in chains, and what it has cost."""
 
-    chains_left: int
+    left: int
     should_stop: Callable[[], bool]
     num_chains: int = 0
     num_runs: int = 0
@@ -45,8 +46,20 @@ class Effort:
             SmallLimitError: too many, or told to stop.
         """
         self.num_chains += count
-        self.chains_left -= count
-        if self.chains_left < 0 or self.should_stop():
+        self._pay(count)
+
+    def spend_run(self, num_states: int) -> None:
+        """Count a bound on this many device counts.
+
+        Raises:
+            SmallLimitError: too many, or told to stop.
+        """
+        self.num_runs += 1
+        self._pay(num_states // STATES_PER_CHAIN)
+
+    def _pay(self, count: int) -> None:
+        self.left -= count
+        if self.left < 0 or self.should_stop():
             raise SmallLimitError
 
 
