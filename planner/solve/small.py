@@ -15,7 +15,7 @@ from planner.solve.packing import value_of
 from planner.solve.result import BoundaryResult, Limits, Progress, Status
 from planner.solve.small_fleet import SmallAnswer, SmallFleet
 from planner.solve.small_labels import Effort, SmallLimitError
-from planner.solve.tables import ModeTables
+from planner.solve.tables import build_signatures, build_tables
 
 COUNTS_MAX = 10_000
 CODES_MAX = 4_000_000
@@ -57,9 +57,7 @@ class _Watch:
         self.limits.report(Progress(elapsed_s=self.elapsed_s(), value=value, bound=bound, note="small fleet"))
 
 
-def solve_small_boundary(
-    problem: BoundaryProblem, shape: Shape, tables: Sequence[ModeTables], limits: Limits
-) -> BoundaryResult | None:
+def solve_small_boundary(problem: BoundaryProblem, shape: Shape, limits: Limits) -> BoundaryResult | None:
     """The proven best plan, or that there is none, with a proof by ceilings.
 
     None when the boundary is not small, or took more than its share of the time or a counted effort; the
@@ -68,6 +66,7 @@ def solve_small_boundary(
     if not is_small(problem):
         return None
     watch = _Watch(limits=limits, started_s=time.monotonic())
+    tables = build_tables(problem, build_signatures(problem), exact=True)
     effort = Effort(left=EFFORT_MAX, should_stop=watch.should_stop)
     fleet = SmallFleet(problem, shape, tables, effort, watch.hear)
     try:

@@ -51,7 +51,10 @@ class Open:
 
 
 class SmallFleet:
-    """One run; `speed_U` and `columns` hold the best replica met on each device count."""
+    """One run; `speed_U` and `columns` hold the best replica met on each device count.
+
+    `tables` are exact ones (`build_tables`).
+    """
 
     def __init__(
         self,

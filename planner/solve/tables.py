@@ -96,12 +96,18 @@ def build_signatures(problem: BoundaryProblem) -> Signatures:
     )
 
 
-def build_tables(problem: BoundaryProblem, signatures: Signatures) -> tuple[ModeTables, ...]:
-    """Tables of every mode, less strategies that another on the same devices beats in busy time and load."""
-    return tuple(_mode_tables(problem, mode, signatures) for mode in problem.modes)
+def build_tables(
+    problem: BoundaryProblem, signatures: Signatures, *, exact: bool = False
+) -> tuple[ModeTables, ...]:
+    """Tables of every mode, less strategies that another on the same devices beats in busy time and load.
+
+    That suffices for bounds on fill time and load. The step time itself adds the longest sync of any stage to
+    the slowest stage, which may be two: `exact` keeps all that no other beats in busy time and sync.
+    """
+    return tuple(_mode_tables(problem, mode, signatures, exact) for mode in problem.modes)
 
 
-def _mode_tables(problem: BoundaryProblem, mode: Mode, signatures: Signatures) -> ModeTables:
+def _mode_tables(problem: BoundaryProblem, mode: Mode, signatures: Signatures, exact: bool) -> ModeTables:
     formula = problem.formula(mode)
     num_stages = min(mode.max_stages, problem.num_layers)
     in_flight_max = min(mode.num_micro_batches, num_stages)
@@ -125,6 +131,7 @@ def _mode_tables(problem: BoundaryProblem, mode: Mode, signatures: Signatures) -
                 for t in members
             ],
             formula,
+            exact,
         )
         for j, template in enumerate(members):
             allowed_G = np.flatnonzero(signatures.tier_G <= template.tier_i)
@@ -143,19 +150,22 @@ def _mode_tables(problem: BoundaryProblem, mode: Mode, signatures: Signatures) -
     )
 
 
-def _undominated(tables: Sequence[StageTable], formula: StepFormula) -> tuple[FloatArray, FloatArray]:
+def _undominated(
+    tables: Sequence[StageTable], formula: StepFormula, exact: bool
+) -> tuple[FloatArray, FloatArray]:
     """Busy time and load per strategy, infinite where an earlier or better strategy is nowhere worse."""
     busy_JKQ = np.stack([t.busy_s_KQ for t in tables])
     sync_JKQ = np.stack([t.sync_s_KQ for t in tables]) if formula.sync else np.zeros_like(busy_JKQ)
     keep_JKQ = np.isfinite(busy_JKQ)
     load_JKQ = formula.repeats * np.where(keep_JKQ, busy_JKQ, 0.0) + sync_JKQ
     load_JKQ[~keep_JKQ] = np.inf
+    rest_JKQ = sync_JKQ if exact else load_JKQ
     for i in range(len(tables)):
         for j in range(len(tables)):
             if i != j:
-                beaten = (busy_JKQ[j] <= busy_JKQ[i]) & (load_JKQ[j] <= load_JKQ[i])
+                beaten = (busy_JKQ[j] <= busy_JKQ[i]) & (rest_JKQ[j] <= rest_JKQ[i])
                 if j > i:  # of two equal strategies the earlier stays
-                    beaten &= (busy_JKQ[j] < busy_JKQ[i]) | (load_JKQ[j] < load_JKQ[i])
+                    beaten &= (busy_JKQ[j] < busy_JKQ[i]) | (rest_JKQ[j] < rest_JKQ[i])
                 keep_JKQ[i] &= ~beaten
     return np.where(keep_JKQ, busy_JKQ, np.inf), np.where(keep_JKQ, load_JKQ, np.inf)
 
