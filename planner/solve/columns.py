@@ -10,9 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.objective import Replica, StageChoice, price_replica, step_time_s
+from planner.objective import Replica, StageChoice, price_replica
 from planner.problem import BoundaryProblem
-from planner.solve.pathdp import PathDp, trace_entries
 from planner.solve.tables import FloatArray, IntArray
 
 
@@ -81,35 +80,6 @@ def fits(shape: Shape, usage_C: IntArray, limit_R: FloatArray) -> bool:
     return bool(np.all(shape.coefficient_RC @ usage_C <= limit_R * (1 + 1e-12) + 1e-9))
 
 
-def column_of(problem: BoundaryProblem, shape: Shape, dp: PathDp, stages_left_i: int, site_i: int) -> Column:
-    """The least path of a start as a priced column."""
-    tables = dp.view.tables
-    entries = trace_entries(dp, stages_left_i, site_i)
-    stages = tuple(stage for stage, _ in entries)
-    index_E = np.array([entry for _, entry in entries])
-    busy_s = tables.busy_E[index_E]
-    load_s = tables.load_E[index_E]
-    template_E = tables.template_E[index_E]
-    sites = [problem.templates[int(j)].site_i for j in template_E]
-    borders = [stage.start for stage in stages[1:]]
-    transfer_s = [
-        float(tables.transfer_BSS[b, s, t]) for b, s, t in zip(borders, sites, sites[1:], strict=False)
-    ]
-    sync_s = load_s - tables.formula.repeats * busy_s
-    step_s = step_time_s(tables.formula, busy_s.tolist(), transfer_s, sync_s.tolist())
-    usage_C = shape.usage_JC[template_E].sum(axis=0)
-    return Column(
-        mode_i=tables.mode.mode_i,
-        stages=stages,
-        step_s=step_s,
-        tokens_per_s=problem.tokens_per_step / step_s,
-        fill_s=tables.formula.fill * (float(busy_s.sum()) + sum(transfer_s)),
-        load_s=max(float(load_s.max()), tables.formula.repeats * max(transfer_s, default=0.0)),
-        usage_C=usage_C,
-        real=fits(shape, usage_C, shape.limit_R),
-    )
-
-
 def to_replica(problem: BoundaryProblem, column: Column) -> Replica:
     """The column priced afresh by the cost model itself, which is what a plan states."""
     replica = price_replica(problem, problem.modes[column.mode_i], column.stages)
@@ -119,16 +89,15 @@ def to_replica(problem: BoundaryProblem, column: Column) -> Replica:
 
 
 class Pool:
-    """Distinct columns in the order they were found; relaxed ones are welcome until `real_only` is set."""
+    """Distinct replicas the fleet can form, in the order they were found."""
 
     def __init__(self) -> None:
         self.columns: list[Column] = []
-        self.real_only = False
         self._seen: set[tuple[int, tuple[StageChoice, ...]]] = set()
 
     def add(self, column: Column) -> bool:
-        """Keep a column that is new; says whether it was."""
-        if column.key in self._seen or (self.real_only and not column.real):
+        """Keep a real column that is new; says whether it was."""
+        if column.key in self._seen or not column.real:
             return False
         self._seen.add(column.key)
         self.columns.append(column)
@@ -137,12 +106,6 @@ class Pool:
     def extend(self, columns: Iterable[Column]) -> int:
         """How many of the columns were kept."""
         return sum(self.add(column) for column in columns)
-
-    def drop_relaxed(self) -> None:
-        """Keep only what the fleet can form, from now on too."""
-        self.real_only = True
-        self.columns = [column for column in self.columns if column.real]
-        self._seen = {column.key for column in self.columns}
 
     def rates_P(self) -> FloatArray:
         """Tokens per second of every column."""

@@ -1,68 +1,140 @@
-"""Column generation: the linear master and the pricing of load boxes in turn, until nothing better is found.
+"""Column generation: the linear master and sweeps in turn. Every sweep brings replicas and a bound.
+
+Multipliers of the master swing; a sweep is priced at a mixture with those of the best bound so far, until that
+finds nothing new for the master.
 
 Legend: P columns of the pool, C device classes, R capacity rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf, isfinite
 
 import numpy as np
 
 from planner.problem import BoundaryProblem, ObjectiveKind
 from planner.solve.boxes import Duals
-from planner.solve.certify import Certified
 from planner.solve.columns import Column, Pool, Shape
 from planner.solve.master import Master, MasterSolution, bound_of, mixed
+from planner.solve.sweep import Goal
+from planner.solve.sweeper import Certified, Sweeper
 from planner.solve.tables import FloatArray
-from planner.solve.team import CertifyTask, RefineTask, RoundTask, Team
 
 INERTIA = 0.4
 PRICE_FLOOR = 0.03
-TOLERANCE = 3e-4
-NEAR_FRAC = 0.9
-FULL_EVERY = 4
+FIRST_TOLERANCE = 0.3
+LAST_TOLERANCE = 2e-4
+COLLECT_FRACS = ((0.05, 0.9), (0.0, 0.98))
+"""Replicas worth at least this share of the best are kept, by tolerance."""
+WORTH_MIN = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generated:
-    """Where column generation stands: the last master solution, and whether nothing better was found."""
+class Round:
+    """One sweep: the master it followed, the certificate and the bound, and how many replicas were new."""
 
     solution: MasterSolution
-    converged: bool
+    certified: Certified
+    bound: float
+    num_new: int
 
 
 class Generator:
-    """Column generation for one boundary. The pool only grows; `certify` is the only source of bounds."""
+    """Column generation for one boundary. `bound` is the best so far, `tolerance` that of the next sweep."""
 
-    def __init__(self, problem: BoundaryProblem, shape: Shape, team: Team, pool: Pool) -> None:
+    def __init__(self, problem: BoundaryProblem, shape: Shape, sweeper: Sweeper) -> None:
         self.problem = problem
         self.shape = shape
-        self.team = team
-        self.pricer = team.local
-        self.pool = pool
+        self.sweeper = sweeper
+        self.pool = Pool()
         self.minimise = problem.objective.kind is ObjectiveKind.PRICE
-        self._added = 0
+        self.tolerance = FIRST_TOLERANCE
+        self.bound = -inf if self.minimise else inf
+        self.exhausted = False
+        self._center: Duals | None = None
+        self._inertia = INERTIA
+        self._floor_R = np.zeros(len(problem.rows))
         self._master: Master | None = None
+        self._added = 0
         self._usage_PC = np.zeros((0, shape.devices_C.size), dtype=np.int64)
         self._rate_P = np.zeros(0)
-        self._top = np.inf
-        self._floor_R = np.zeros(len(problem.rows))
 
-    def seed(self, should_stop: Callable[[], bool]) -> Duals:
-        """First multipliers: a device is worth its rate; paths priced with them start the pool."""
+    def seed(self, should_stop: Callable[[], bool]) -> Round:
+        """First multipliers: a device is worth its rate. The sweep's factor makes them a bound."""
         dtype = self.problem.workload.job.dtype
         rate_C = np.array([c.device.rate_flop_per_s(dtype) for c in self.problem.classes])
         if not np.any(rate_C > 0.0):
             rate_C = np.ones(rate_C.size)
         price_C = np.where(rate_C > 0.0, rate_C, rate_C[rate_C > 0.0].min())
-        duals = self._from_class_prices(np.asarray(price_C, dtype=np.float64))
-        known = self._first_worth(duals)
-        self._round(duals, known, 0.0, should_stop, wide=False)
-        seed = self._from_class_prices(price_C * max(known, self.known_worth(duals)))
-        self._floor_R = PRICE_FLOOR * seed.row_R
-        return seed
+        duals = self._from_class_prices(price_C / price_C.max())
+        certified = self._sweep(duals, WORTH_MIN, should_stop)
+        if isfinite(certified.factor) and certified.factor > 0.0:
+            duals = self._from_class_prices(price_C / price_C.max() * certified.factor)
+            self._floor_R = PRICE_FLOOR * duals.row_R
+        self._center = duals
+        bound = bound_of(self.problem, self.shape, certified.duals, certified.factor)
+        self._note_bound(bound, duals)
+        return Round(solution=self.master(), certified=certified, bound=bound, num_new=len(self.pool.columns))
+
+    def round(self, should_stop: Callable[[], bool]) -> Round:
+        """One sweep near the master's multipliers, with a tolerance that follows the distance left."""
+        solution = self.master()
+        duals = self.floored(self._mixture(solution.duals))
+        known = max(self.known_worth(duals), WORTH_MIN)
+        before = len(self.pool.columns)
+        certified = self._sweep(duals, known, should_stop)
+        bound = bound_of(self.problem, self.shape, duals, certified.factor)
+        news = len(self.pool.columns) - before
+        missed = self._is_missed(solution.duals, before)
+        self.exhausted = self._inertia == 0.0 and not missed and self.tolerance <= LAST_TOLERANCE
+        self._inertia = INERTIA if missed else 0.0
+        self._note_bound(bound, duals)
+        self._narrow(solution, certified, known)
+        return Round(solution=solution, certified=certified, bound=bound, num_new=news)
+
+    def _mixture(self, duals: Duals) -> Duals:
+        usd_C = self.shape.usd_C if self.minimise else None
+        if self._center is None or self._inertia == 0.0:
+            return duals
+        return mixed(self.shape, duals, self._center, self._inertia, usd_C)
+
+    def _sweep(self, duals: Duals, known: float, should_stop: Callable[[], bool]) -> Certified:
+        collect = next(frac for least, frac in COLLECT_FRACS if self.tolerance >= least)
+        goal = Goal(factor=known * (1.0 + self.tolerance), tolerance=self.tolerance, collect_frac=collect)
+        certified = self.sweeper.run(duals, goal, should_stop)
+        self.pool.extend(certified.columns)
+        return certified
+
+    def _is_missed(self, duals: Duals, before: int) -> bool:
+        """Whether one of the columns since `before` improves the master at its own multipliers."""
+        duals = self.floored(duals)
+        fresh = self.pool.columns[before:]
+        unit = self.unit_worth(duals)
+        return any(_worth(column, duals) > unit * (1.0 + 1e-6) for column in fresh)
+
+    def unit_worth(self, duals: Duals) -> float:
+        """Worth of the replicas the master uses: 1, or tokens/s per USD at the price of the target."""
+        return self.known_worth(duals, self._added) if self.minimise else 1.0
+
+    def _note_bound(self, bound: float, duals: Duals) -> None:
+        better = bound > self.bound if self.minimise else bound < self.bound
+        if isfinite(bound) and better:
+            self.bound, self._center = bound, duals
+
+    def _narrow(self, solution: MasterSolution, certified: Certified, known: float) -> None:
+        """Sweep finer once the distance between bound and master is no longer the sweep's coarseness."""
+        if not isfinite(certified.factor):
+            return
+        distance = inf
+        if isfinite(self.bound) and min(solution.value, self.bound) > 0.0:
+            distance = max(solution.value, self.bound) / min(solution.value, self.bound) - 1.0
+        within = certified.factor <= known * (1.0 + 1.5 * self.tolerance)
+        if distance < 3.0 * self.tolerance:
+            self.tolerance = max(distance / 3.0, LAST_TOLERANCE)
+        elif within or self._inertia == 0.0:
+            self.tolerance = max(self.tolerance / 2.0, LAST_TOLERANCE)
 
     def floored(self, duals: Duals) -> Duals:
         """Multipliers with a small price on devices the master has too many of.
@@ -74,31 +146,12 @@ class Generator:
         price_C = np.asarray(row_R @ self.shape.coefficient_RC + usd_C, dtype=np.float64)
         return Duals(row_R=row_R, rho=duals.rho, nu=duals.nu, price_C=price_C)
 
-    def _first_worth(self, duals: Duals) -> float:
-        """Worth of the quickest path of all, to have a scale for angles."""
-        still = np.zeros_like(duals.price_C)
-        free = Duals(row_R=np.zeros_like(duals.row_R), rho=0.0, nu=0.0, price_C=still)
-        for box in self.pricer.boxes:
-            columns = self.pricer.run(box, free, 1.0, 0.0, None).columns
-            if columns:
-                return max(self.pricer.worth(column, duals) for column in columns)
-        return 1e-12
-
-    def uniform_duals(self) -> Duals:
-        """Multipliers that value every device alike."""
-        return self._from_class_prices(np.ones(self.shape.devices_C.size))
-
     def _from_class_prices(self, price_C: FloatArray) -> Duals:
         row_R = np.zeros(len(self.problem.rows))
         row_R[: price_C.size] = price_C  # class rows stand first, one per class
         usd_C = self.shape.usd_C if self.minimise else np.zeros(price_C.size)
-        return Duals(row_R=row_R, rho=0.0, nu=0.0, price_C=row_R @ self.shape.coefficient_RC + usd_C)
-
-    def drop_relaxed(self) -> None:
-        """From now on only replicas the fleet can form count, in the master and in the certificate."""
-        self.pool.drop_relaxed()
-        self._master, self._added = None, 0
-        self._rate_P = np.zeros(0)
+        price_C = np.asarray(row_R @ self.shape.coefficient_RC + usd_C, dtype=np.float64)
+        return Duals(row_R=row_R, rho=0.0, nu=0.0, price_C=price_C)
 
     def master(self) -> MasterSolution:
         """The linear master over the whole pool."""
@@ -109,83 +162,25 @@ class Generator:
         for column in self.pool.columns[self._added :]:
             self._master.add(column)
         self._added = len(self.pool.columns)
-        if self._rate_P.size != self._added:
-            self._usage_PC, self._rate_P = self.pool.usage_PC(), self.pool.rates_P()
         return self._master.solve()
 
-    def known_worth(self, duals: Duals) -> float:
-        """Worth of the best replica in the pool."""
-        if not self.pool.columns:
-            return 1e-12
+    def known_worth(self, duals: Duals, count: int | None = None) -> float:
+        """Worth of the best replica among the first `count` of the pool, or all."""
+        columns = self.pool.columns[:count]
+        if not columns:
+            return 0.0
         if self._rate_P.size != len(self.pool.columns):
             self._usage_PC, self._rate_P = self.pool.usage_PC(), self.pool.rates_P()
-        price_P = self._usage_PC @ duals.price_C + duals.rho
-        return float(((self._rate_P + duals.nu) / np.maximum(price_P, 1e-300)).max())
-
-    def _round(
-        self, duals: Duals, worth: float, least_worth: float, should_stop: Callable[[], bool], *, wide: bool
-    ) -> int:
-        """Price the boxes worth at least so much last time; returns how many new columns came."""
-        task = RoundTask(
-            duals=duals, worth=worth, least_worth=least_worth, learn=self.pool.real_only, wide=wide
-        )
-        columns, self._top = self.team.round(task, should_stop)
-        return self.pool.extend(columns)
-
-    def run(self, duals: Duals, *, rounds: int, should_stop: Callable[[], bool]) -> Generated:
-        """Rounds of master and pricing until a full round at the master's own multipliers brings nothing new.
-
-        Between such rounds prices follow the master with some inertia, which keeps them from swinging.
-        """
-        usd_C = self.shape.usd_C if self.minimise else None
-        inertia = INERTIA
-        solution = self.master()
-        for number in range(rounds):
-            if should_stop():
-                break
-            full = inertia == 0.0 or number % FULL_EVERY == 0
-            duals = self.floored(mixed(self.shape, solution.duals, duals, inertia, usd_C))
-            least = 0.0 if full else NEAR_FRAC * self._top
-            self._round(duals, self.known_worth(duals), least, should_stop, wide=inertia == 0.0)
-            improving = self.known_worth(solution.duals) > self.unit_worth(solution) * (1.0 + TOLERANCE)
-            if not improving and inertia == 0.0:
-                return Generated(solution=solution, converged=True)
-            inertia = INERTIA if improving else 0.0
-            solution = self.master()
-        return Generated(solution=solution, converged=False)
-
-    def refine(self, near_frac: float, ratio: float) -> None:
-        """Narrower boxes where replicas come near the best worth."""
-        self.team.refine(RefineTask(least_worth=near_frac * self._top, ratio=ratio))
-
-    def unit_worth(self, solution: MasterSolution) -> float:
-        """Worth of the replicas the master uses: 1, or tokens/s per USD at the price of the target."""
-        used = solution.x_P > 1e-9
-        if not self.minimise or not used.any():
-            return 1.0
-        price_P = self._usage_PC[: used.size][used] @ solution.duals.price_C + solution.duals.rho
-        return float((self._rate_P[: used.size][used] / price_P).max())
-
-    def certify(
-        self, duals: Duals, *, tolerance: float, should_stop: Callable[[], bool], give_up: bool
-    ) -> tuple[Certified, float]:
-        """A certificate under these multipliers and the bound it proves; its paths join the pool.
-
-        With `give_up` it ends early once a replica turns up that is clearly worth more than any known one.
-        """
-        known = self.known_worth(duals)
-        task = CertifyTask(
-            duals=duals,
-            known=known,
-            tolerance=tolerance,
-            give_up_above=known * (1.0 + tolerance) if give_up else np.inf,
-        )
-        certified = self.team.certify(task, should_stop)
-        self.pool.extend(certified.columns)
-        return certified, bound_of(self.problem, self.shape, duals, certified.factor)
+        price_P = self._usage_PC[: len(columns)] @ duals.price_C + duals.rho
+        return float(((self._rate_P[: len(columns)] + duals.nu) / np.maximum(price_P, 1e-300)).max())
 
 
-def cheapest_columns(pool: Pool, duals: Duals, limit: int) -> list[Column]:
+def _worth(column: Column, duals: Duals) -> float:
+    price = float(duals.price_C @ column.usage_C) + duals.rho
+    return inf if price <= 0.0 else (column.tokens_per_s + duals.nu) / price
+
+
+def cheapest_columns(pool: Pool, duals: Duals, limit: int) -> Sequence[Column]:
     """The columns of least slack `price . usage + rho - nu - tokens/s`, at most `limit`, in pool order."""
     if len(pool.columns) <= limit:
         return list(pool.columns)

@@ -4,7 +4,7 @@ A path is a chain of stages from layer 0 to L. Its cost is `time_weight * w + pr
 the fill time, over clusters and links whose load stays within `upto_s`. The relaxation: a path may use a class
 more often than it has devices. Each maximal visit to a site gets that site's credit back.
 
-Legend: E entries, P cells with entries, X dense cells, N runs of equal windows, J templates, Q stages left - 1 (cells: in-flight level), S
+Legend: E entries, P cells with entries, X dense cells, H pairs of level and signature, J templates, Q stages left - 1 (cells: in-flight level), S and T
 sites, G signatures, L layers, B layer borders, C device classes, K stages of a path.
 """
 
@@ -34,9 +34,10 @@ class Scratch(NamedTuple):
 
     cost_X: FloatArray
     entry_X: Int32Array
-    hop_SSB: FloatArray
-    stage_QSL: FloatArray
-    onward_QSB: FloatArray
+    used_H: NDArray[np.bool_]
+    hop_BST: FloatArray
+    stage_QLS: FloatArray
+    onward_QBS: FloatArray
     price_J: FloatArray
     credit_S: FloatArray
     usage_C: FloatArray
@@ -70,18 +71,19 @@ class Devices(NamedTuple):
 
 def build_devices(problem: BoundaryProblem, shape: Shape) -> Devices:
     """Sparse usage and capacity of a boundary."""
+    no_numbers = np.zeros(0)
     used_J = [np.flatnonzero(usage_C) for usage_C in shape.usage_JC]
     rows_C = [np.flatnonzero(shape.coefficient_RC[:, c]) for c in range(shape.devices_C.size)]
     return Devices(
         part_J=_offsets(used_J),
         class_U=_joined(used_J),
-        count_U=np.concatenate([shape.usage_JC[j, used] for j, used in enumerate(used_J)]).astype(np.float64),
+        count_U=np.concatenate([no_numbers, *(shape.usage_JC[j, used] for j, used in enumerate(used_J))]),
         site_J=np.array([t.site_i for t in problem.templates], dtype=np.int32),
         site_C=shape.site_C.astype(np.int32),
         devices_C=shape.devices_C.astype(np.float64),
         rows_C=_offsets(rows_C),
         row_Y=_joined(rows_C),
-        weight_Y=np.concatenate([shape.coefficient_RC[rows, c] for c, rows in enumerate(rows_C)]),
+        weight_Y=np.concatenate([no_numbers, *(shape.coefficient_RC[rows, c] for c, rows in enumerate(rows_C))]),
         limit_R=shape.limit_R.astype(np.float64),
     )
 
@@ -96,14 +98,15 @@ def _joined(lists: Sequence[NDArray[np.intp]]) -> Int32Array:
 
 def new_scratch(paths: Paths, devices: Devices) -> Scratch:
     """Work arrays that fit a mode."""
-    num_sites, num_layers = paths.transfer_SSB.shape[0], paths.window_LW.shape[0]
+    num_sites, num_layers = paths.transfer_BST.shape[1], paths.window_LW.shape[0]
     num_cells = paths.num_levels * num_sites * paths.num_signatures
     return Scratch(
         cost_X=np.empty(num_cells),
         entry_X=np.empty(num_cells, dtype=np.int32),
-        hop_SSB=np.empty((num_sites, num_sites, num_layers + 1)),
-        stage_QSL=np.empty((paths.num_stages, num_sites, num_layers)),
-        onward_QSB=np.empty((paths.num_stages, num_sites, num_layers + 1)),
+        used_H=np.empty(paths.num_levels * paths.num_signatures, dtype=np.bool_),
+        hop_BST=np.empty((num_layers + 1, num_sites, num_sites)),
+        stage_QLS=np.empty((paths.num_stages, num_layers, num_sites)),
+        onward_QBS=np.empty((paths.num_stages, num_layers + 1, num_sites)),
         price_J=np.empty(devices.site_J.size),
         credit_S=np.empty(num_sites),
         usage_C=np.empty(devices.devices_C.size),
@@ -118,122 +121,121 @@ def new_scratch(paths: Paths, devices: Devices) -> Scratch:
 
 
 @compiled
-def fill_cells(
-    paths: Paths, scratch: Scratch, upto_s: float, weight: float
-) -> None:
-    """Least cost and its entry for every (level, site, signature)."""
+def fill_cells(paths: Paths, scratch: Scratch, upto_s: float, weight: float) -> None:
+    """Least cost and its entry for every (level, signature, site)."""
     cost, entry = scratch.cost_X, scratch.entry_X
     width = cost.size // paths.num_levels
     for i in range(cost.size):
         cost[i] = INF
         entry[i] = -1
-    for p in range(paths.num_spread):
+    for p in range(paths.cell_P.size):
+        if p == paths.num_spread:
+            spread_levels(paths, scratch, width)
         best, at = INF, -1
         for e in range(paths.start_P[p], paths.start_P[p + 1]):
-            if paths.load_E[e] <= upto_s:
-                value = scratch.price_J[paths.template_E[e]] + weight * paths.busy_E[e]
-                if value < best:
-                    best, at = value, e
-        cost[paths.cell_P[p]] = best
-        entry[paths.cell_P[p]] = at
-    for level in range(paths.num_levels - 2, -1, -1):
-        for i in range(level * width, (level + 1) * width):
-            if cost[i + width] < cost[i]:
-                cost[i] = cost[i + width]
-                entry[i] = entry[i + width]
-    for p in range(paths.num_spread, paths.cell_P.size):
+            if paths.load_E[e] > upto_s:
+                break
+            value = scratch.price_J[paths.template_E[e]] + weight * paths.busy_E[e]
+            if value < best:
+                best, at = value, e
         x = paths.cell_P[p]
-        for e in range(paths.start_P[p], paths.start_P[p + 1]):
-            if paths.load_E[e] <= upto_s:
-                value = scratch.price_J[paths.template_E[e]] + weight * paths.busy_E[e]
-                if value < cost[x]:
-                    cost[x] = value
-                    entry[x] = e
+        if best < cost[x]:
+            cost[x] = best
+            entry[x] = at
+    if paths.cell_P.size == paths.num_spread:
+        spread_levels(paths, scratch, width)
+    num_sites = scratch.credit_S.size
+    for h in range(scratch.used_H.size):
+        scratch.used_H[h] = False
+        for x in range(h * num_sites, (h + 1) * num_sites):
+            if cost[x] < INF:
+                scratch.used_H[h] = True
+
+
+@compiled
+def spread_levels(paths: Paths, scratch: Scratch, width: int) -> None:
+    """What fits on a level fits on all levels below."""
+    cost, entry = scratch.cost_X, scratch.entry_X
+    for i in range((paths.num_levels - 1) * width - 1, -1, -1):
+        if cost[i + width] < cost[i]:
+            cost[i] = cost[i + width]
+            entry[i] = entry[i + width]
 
 
 @compiled
 def fill_hops(paths: Paths, scratch: Scratch, upto_s: float, weight: float) -> None:
     """Cost of going on from site s to t at a border; entering another site returns its credit."""
-    num_sites = scratch.credit_S.size
-    for s in range(num_sites):
-        for t in range(num_sites):
-            credit = 0.0 if s == t else scratch.credit_S[t]
-            for b in range(paths.transfer_SSB.shape[2]):
-                transfer_s = paths.transfer_SSB[s, t, b]
+    hop = scratch.hop_BST
+    for b in range(hop.shape[0]):
+        for t in range(hop.shape[1]):
+            for s in range(hop.shape[2]):
+                transfer_s = paths.transfer_BST[b, t, s]
                 if transfer_s < INF and paths.repeats * transfer_s <= upto_s:
-                    scratch.hop_SSB[s, t, b] = weight * transfer_s - credit
+                    hop[b, t, s] = weight * transfer_s - (0.0 if s == t else scratch.credit_S[t])
                 else:
-                    scratch.hop_SSB[s, t, b] = INF
+                    hop[b, t, s] = INF
 
 
 @compiled
-def run_paths(
-    paths: Paths, scratch: Scratch, upto_s: float, time_weight: float
-) -> float:
+def run_paths(paths: Paths, scratch: Scratch, upto_s: float, time_weight: float) -> float:
     """Fill the costs to go; comes back with the least cost of any path, infinite when there is none."""
     weight = time_weight * paths.fill
     fill_cells(paths, scratch, upto_s, weight)
     fill_hops(paths, scratch, upto_s, weight)
-    stage, onward, hop = scratch.stage_QSL, scratch.onward_QSB, scratch.hop_SSB
-    num_stages, num_sites, num_layers = stage.shape
+    stage_QLS, onward_QBS = scratch.stage_QLS, scratch.onward_QBS
+    num_stages, num_layers, num_sites = stage_QLS.shape
     least = INF
     for q in range(num_stages):
-        level = min(q, paths.num_levels - 1)
-        for s in range(num_sites):
-            ahead, here = onward[q, s], stage[q, s]
-            for b in range(num_layers + 1):
-                ahead[b] = INF
-            for a in range(num_layers):
-                here[a] = INF
-            if q == 0:
-                ahead[num_layers] = 0.0
-            else:
+        for b in range(num_layers + 1):
+            ahead = onward_QBS[q, b]
+            for s in range(num_sites):
+                ahead[s] = 0.0 if q == 0 and b == num_layers else INF
+            if q > 0 and 0 < b < num_layers:
                 for t in range(num_sites):
-                    leg, behind = hop[s, t], stage[q - 1, t]
-                    for b in range(1, num_layers):
-                        value = leg[b] + behind[b]
-                        ahead[b] = value if value < ahead[b] else ahead[b]
-            at = (level * num_sites + s) * paths.num_signatures
-            for n in range(paths.length_N.size):
-                cost = scratch.cost_X[at + paths.signature_N[n]]
-                if cost < INF:
-                    length = paths.length_N[n]
-                    first = paths.first_N[n]
-                    last = paths.last_N[n]
-                    if q == 0:
-                        first = max(first, num_layers - length)
-                    for a in range(first, last):
-                        value = cost + ahead[a + length]
-                        here[a] = value if value < here[a] else here[a]
-            value = here[0] - scratch.credit_S[s]
-            if value < least:
-                least = value
+                    leg, behind = scratch.hop_BST[b, t], stage_QLS[q - 1, b, t]
+                    for s in range(num_sites):
+                        value = leg[s] + behind
+                        ahead[s] = value if value < ahead[s] else ahead[s]
+        level_h = min(q, paths.num_levels - 1) * paths.num_signatures
+        for a in range(num_layers):
+            here = stage_QLS[q, a]
+            for s in range(num_sites):
+                here[s] = INF
+            for n in range(num_layers - a if q > 0 else 1):
+                length = n + 1 if q > 0 else num_layers - a
+                h = level_h + paths.window_LW[a, length - 1]
+                if scratch.used_H[h]:
+                    ahead = onward_QBS[q, a + length]
+                    x = h * num_sites
+                    for s in range(num_sites):
+                        value = scratch.cost_X[x + s] + ahead[s]
+                        here[s] = value if value < here[s] else here[s]
+        for s in range(num_sites):
+            least = min(least, stage_QLS[q, 0, s] - scratch.credit_S[s])
     return least
 
 
 @compiled
 def trace(paths: Paths, scratch: Scratch, q: int, s: int) -> int:
     """The least path from site s with q + 1 stages: entries and first layers; returns the number of stages."""
-    num_sites, num_layers = scratch.stage_QSL.shape[1], scratch.stage_QSL.shape[2]
-    entry_K, start_K = scratch.entry_K, scratch.start_K
+    num_layers, num_sites = scratch.stage_QLS.shape[1], scratch.stage_QLS.shape[2]
     layer, k = 0, 0
     while True:
-        at = (min(q, paths.num_levels - 1) * num_sites + s) * paths.num_signatures
-        best, stop = INF, -1
+        level_h = min(q, paths.num_levels - 1) * paths.num_signatures
+        best, stop, at = INF, -1, -1
         for length in range(1, num_layers - layer + 1):
-            g = paths.window_LW[layer, length - 1]
-            if g < paths.num_signatures:
-                value = scratch.cost_X[at + g] + scratch.onward_QSB[q, s, layer + length]
-                if value < best:
-                    best, stop = value, layer + length
-        entry_K[k] = scratch.entry_X[at + paths.window_LW[layer, stop - layer - 1]]
-        start_K[k] = layer
+            x = (level_h + paths.window_LW[layer, length - 1]) * num_sites + s
+            value = scratch.cost_X[x] + scratch.onward_QBS[q, layer + length, s]
+            if value < best:
+                best, stop, at = value, layer + length, x
+        scratch.entry_K[k] = scratch.entry_X[at]
+        scratch.start_K[k] = layer
         k += 1
         if q == 0:
             return k
         least, then = INF, -1
         for t in range(num_sites):
-            value = scratch.hop_SSB[s, t, stop] + scratch.stage_QSL[q - 1, t, stop]
+            value = scratch.hop_BST[stop, t, s] + scratch.stage_QLS[q - 1, stop, t]
             if value < least:
                 least, then = value, t
         s, layer, q = then, stop, q - 1
@@ -258,7 +260,7 @@ def measure(paths: Paths, devices: Devices, scratch: Scratch, num_stages: int) -
         if site != before:
             visits_S[site] += 1.0
         if k > 0:
-            transfer_s = paths.transfer_SSB[before, site, scratch.start_K[k]]
+            transfer_s = paths.transfer_BST[scratch.start_K[k], site, before]
             total_s += transfer_s
             slowest_s = max(slowest_s, transfer_s)
             load_s = max(load_s, paths.repeats * transfer_s)
@@ -334,7 +336,7 @@ def price_paths(
     value = run_paths(paths, scratch, upto_s, time_weight)
     if value == INF:
         return INF, INF, INF, INF, False, 0, 0.0
-    num_stages, num_sites = scratch.stage_QSL.shape[0], scratch.stage_QSL.shape[1]
+    num_stages, num_sites = scratch.stage_QLS.shape[0], scratch.stage_QLS.shape[2]
     num_found, best_worth, least, fill_s, price, load_s, real = 0, 0.0, INF, INF, INF, INF, False
     cheapest = 0
     # the cheapest start comes last, so that its usage and visits are the ones left behind
@@ -342,8 +344,8 @@ def price_paths(
         s = turn if turn < num_sites else cheapest
         at, cost = -1, INF
         for q in range(num_stages):
-            if scratch.stage_QSL[q, s, 0] < cost:
-                at, cost = q, scratch.stage_QSL[q, s, 0]
+            if scratch.stage_QLS[q, 0, s] < cost:
+                at, cost = q, scratch.stage_QLS[q, 0, s]
         if at < 0:
             continue
         if cost - scratch.credit_S[s] < least:

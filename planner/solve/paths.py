@@ -24,9 +24,9 @@ Int32Array = NDArray[np.int32]
 class Paths(NamedTuple):
     """What the shortest-path kernels read.
 
-    Entries `[start_P[p], start_P[p+1])` belong to dense cell `cell_P[p]` = (level, site, signature). The first
-    `num_spread` cells hold on all levels up to their own, the others on their own level only. A run says that
-    for start layers `[first_N, last_N)` the interval of `length_N` layers has signature `signature_N`.
+    Entries `[start_P[p], start_P[p+1])`, by load, belong to dense cell `cell_P[p]` = (level, signature, site). The
+    first `num_spread` cells hold on all levels up to their own, the others on their own level only.
+    `transfer_BST[b, t, s]` is what crossing border b from site s to site t takes.
     """
 
     busy_E: FloatArray
@@ -35,12 +35,8 @@ class Paths(NamedTuple):
     cell_P: Int32Array
     start_P: Int32Array
     num_spread: int
-    length_N: Int32Array
-    first_N: Int32Array
-    last_N: Int32Array
-    signature_N: Int32Array
     window_LW: Int32Array
-    transfer_SSB: FloatArray
+    transfer_BST: FloatArray
     num_levels: int
     num_stages: int
     num_signatures: int
@@ -52,36 +48,32 @@ class Paths(NamedTuple):
 def device_groups(problem: BoundaryProblem) -> NDArray[np.int64]:
     """For every candidate cluster, the number of its set of devices: strategies on the same devices share it."""
     seen: dict[tuple[object, ...], int] = {}
-    return np.array([seen.setdefault((t.site_i, t.usage), len(seen)) for t in problem.templates], dtype=np.int64)
+    return np.array(
+        [seen.setdefault((t.site_i, t.usage), len(seen)) for t in problem.templates], dtype=np.int64
+    )
 
 
 def build_paths(tables: ModeTables, group_J: NDArray[np.int64]) -> Paths:
     """Lay out one mode; `group_J` tells which clusters take the same devices."""
-    num_signatures = len(tables.signatures.intervals)
-    width = tables.num_sites * num_signatures
-    level_E, place_E = np.divmod(tables.cell_E, width)
+    num_sites, num_signatures = tables.num_sites, len(tables.signatures.intervals)
+    level_E, place_E = np.divmod(tables.cell_E, num_sites * num_signatures)
+    site_E, signature_E = np.divmod(place_E, num_signatures)
+    cell_E = (level_E * num_signatures + signature_E) * num_sites + site_E
     kept_E, single_E = _split(tables, level_E, place_E, group_J)
-    spread_cell = tables.cell_E[kept_E]
-    order = np.argsort(spread_cell, kind="stable")
-    entries = np.concatenate([kept_E[order], single_E])
-    cells = np.concatenate([spread_cell[order], tables.cell_E[single_E]])
-    spread_starts = _starts(spread_cell[order])
-    single_starts = _starts(tables.cell_E[single_E]) + kept_E.size
-    start_P = np.concatenate([spread_starts, single_starts])
-    length_N, first_N, last_N, signature_N = _runs(tables.signatures.window_LW, num_signatures)
+    kept_E = kept_E[np.lexsort((tables.load_E[kept_E], cell_E[kept_E]))]
+    single_E = single_E[np.lexsort((tables.load_E[single_E], cell_E[single_E]))]
+    entries = np.concatenate([kept_E, single_E])
+    spread_starts = _starts(cell_E[kept_E])
+    start_P = np.concatenate([spread_starts, _starts(cell_E[single_E]) + kept_E.size])
     return Paths(
         busy_E=np.ascontiguousarray(tables.busy_E[entries]),
         load_E=np.ascontiguousarray(tables.load_E[entries]),
         template_E=tables.template_E[entries].astype(np.int32),
-        cell_P=cells[start_P].astype(np.int32),
+        cell_P=cell_E[entries[start_P]].astype(np.int32),
         start_P=np.append(start_P, entries.size).astype(np.int32),
         num_spread=int(spread_starts.size),
-        length_N=length_N,
-        first_N=first_N,
-        last_N=last_N,
-        signature_N=signature_N,
         window_LW=np.ascontiguousarray(tables.signatures.window_LW, dtype=np.int32),
-        transfer_SSB=np.ascontiguousarray(np.moveaxis(tables.transfer_BSS, 0, 2)),
+        transfer_BST=np.ascontiguousarray(tables.transfer_BSS.transpose(0, 2, 1)),
         num_levels=tables.num_levels,
         num_stages=tables.num_stages,
         num_signatures=num_signatures,
@@ -104,14 +96,19 @@ def _split(
     A strategy that costs the same on levels a to b also stands for the levels below a when another on the same
     devices covers those and is nowhere dearer: there it is never chosen.
     """
-    num_places = int(place_E.max(initial=0)) + 1
+    if place_E.size == 0:
+        return place_E, place_E
+    num_places = int(place_E.max()) + 1
     who_E = tables.template_E.astype(np.int64) * num_places + place_E
     order = np.lexsort((level_E, who_E))
     who, level = who_E[order], level_E[order]
     busy, load = tables.busy_E[order], tables.load_E[order]
     goes_on = np.zeros(who.size, dtype=bool)
     goes_on[1:] = (
-        (who[1:] == who[:-1]) & (level[1:] == level[:-1] + 1) & (busy[1:] == busy[:-1]) & (load[1:] == load[:-1])
+        (who[1:] == who[:-1])
+        & (level[1:] == level[:-1] + 1)
+        & (busy[1:] == busy[:-1])
+        & (load[1:] == load[:-1])
     )
     head = np.flatnonzero(~goes_on)
     tail = np.append(head[1:], who.size) - 1
@@ -134,7 +131,7 @@ def _covered(
     load_I: FloatArray,
 ) -> NDArray[np.bool_]:
     """Which ranges of levels may be taken to begin at the lowest; ordered by devices, then lowest level."""
-    spread_I = low_I == 0
+    spread_I: NDArray[np.bool_] = low_I == 0
     while True:
         more_I = np.zeros_like(spread_I)
         more_I[1:] = (
@@ -148,21 +145,3 @@ def _covered(
         if not more_I.any():
             return spread_I
         spread_I |= more_I
-
-
-def _runs(
-    window_LW: NDArray[np.int64], num_signatures: int
-) -> tuple[Int32Array, Int32Array, Int32Array, Int32Array]:
-    """Consecutive start layers with the same signature, for every interval length."""
-    num_layers = window_LW.shape[0]
-    runs = []
-    for length in range(1, window_LW.shape[1] + 1):
-        column = window_LW[: num_layers - length + 1, length - 1]
-        edges = np.append(_starts(column), column.size)
-        runs += [
-            (length, int(a), int(b), int(column[a]))
-            for a, b in zip(edges, edges[1:], strict=False)
-            if column[a] < num_signatures
-        ]
-    length_N, first_N, last_N, signature_N = np.array(runs, dtype=np.int32).reshape(-1, 4).T.copy()
-    return length_N, first_N, last_N, signature_N

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import inf, isfinite
 from typing import Any
 
@@ -12,15 +12,15 @@ import numpy as np
 from planner.objective import Replica
 from planner.problem import BoundaryProblem, ObjectiveKind
 from planner.solve.boxes import Duals
-from planner.solve.certify import certify
 from planner.solve.columns import build_shape
-from planner.solve.pricing import Pricer
 from planner.solve.proof import dual_proof
 from planner.solve.result import BoundaryResult, Limits, Status
+from planner.solve.sweep import Goal
+from planner.solve.sweeper import Sweeper
 from planner.solve.tables import build_signatures, build_tables
 
-ATTEMPTS = ((0.002, 0.5), (0.02, 0.8), (0.1, 1.0))
-"""Tolerance, and the share of the deadline it may go on until."""
+TOLERANCES = (0.1, 0.02, 0.002)
+WORTH_MIN = 1e-12
 
 
 def certified_at(
@@ -33,12 +33,9 @@ def certified_at(
     """
     started_s = time.monotonic()
 
-    def stop_after(frac: float) -> Callable[[], bool]:
-        def stop() -> bool:
-            late = time.monotonic() - started_s > frac * limits.deadline_s
-            return (late and not limits.deterministic) or limits.should_stop()
-
-        return stop
+    def should_stop() -> bool:
+        late = time.monotonic() - started_s > limits.deadline_s
+        return (late and not limits.deterministic) or limits.should_stop()
 
     shape = build_shape(problem)
     row_R = np.array([float(multipliers["prices"].get(row.name, 0.0)) for row in problem.rows])
@@ -49,16 +46,19 @@ def certified_at(
         nu=float(multipliers["nu"]),
         price_C=np.asarray(row_R @ shape.coefficient_RC + own_C, dtype=np.float64),
     )
-    pricer = Pricer(problem, shape, build_tables(problem, build_signatures(problem)))
-    worth = max((_worth(replica, duals) for replica in known), default=1e-12)
-    # A search that is cut short may leave a box open, which proves nothing: then a coarser one has to do.
-    for tolerance, frac in ATTEMPTS:
-        found = certify(pricer, duals, known=worth, tolerance=tolerance, should_stop=stop_after(frac))
-        if isfinite(found.factor) and found.factor > 0.0:
-            return _unbounded(problem.name, dual_proof(problem, found, 0.0))
-        if limits.should_stop():
+    worth = max((_worth(replica, duals) for replica in known), default=WORTH_MIN)
+    best = _unbounded(problem.name, {"kind": "none"})
+    sweeper = Sweeper(problem, shape, build_tables(problem, build_signatures(problem)), threads=1)
+    # A sweep that is cut short proves nothing: coarse ones come first.
+    for tolerance in TOLERANCES:
+        goal = Goal(factor=worth * (1.0 + tolerance), tolerance=tolerance, collect_frac=1.0)
+        found = sweeper.run(duals, goal, should_stop)
+        if not isfinite(found.factor):
             break
-    return _unbounded(problem.name, {"kind": "none"})
+        if found.factor > 0.0:
+            best = _unbounded(problem.name, dual_proof(problem, found, 0.0))
+            worth = max(worth, found.factor / (1.0 + tolerance))
+    return best
 
 
 def _unbounded(name: str, proof: Mapping[str, Any]) -> BoundaryResult:

@@ -7,7 +7,7 @@ from typing import Any
 
 from planner.problem import BoundaryProblem
 from planner.solve.boxes import BoxProof, Cut, Duals
-from planner.solve.certify import Certified
+from planner.solve.sweeper import Certified
 from planner.solve.tables import FloatArray
 
 

@@ -25,10 +25,11 @@ from planner.solve.usage_kernels import project
 
 STEP_SHARE = 0.25
 """Share of the tolerance a closed range of loads should at least be wide."""
-FORCED_SHARE = 0.05
-"""Of such a step, what is taken where nothing can be improved; the factor gives way if it must."""
 TIGHTENINGS = 8
 TRIES = 14
+TIRED_TIGHTENINGS = 2
+TIRED_TRIES = 1
+"""Where the last range had to be forced, the next is hardly easier: less is tried until a cut improves."""
 BUNDLE = 10
 CLOSE = 1e-7
 
@@ -157,6 +158,7 @@ class Sweep:
         self.lines: list[Line] = []
         self.found: dict[bytes, FoundPath] = {}
         self.num_runs = 0
+        self.tired = False
 
     def run(self, should_stop: Callable[[], bool]) -> Swept:
         """Sweep from the segment's top to its bottom."""
@@ -174,19 +176,19 @@ class Sweep:
         """Whether the bottom was reached."""
         if not self._probe(0.0, self.nothing_2C):
             return True
-        theta, usage_2C = self.segment.theta, self.segment.usage_2C
+        theta = self.segment.theta
+        usage_2C: FloatArray | None = self.segment.usage_2C
         if theta > 0.0 and not self._probe(theta, usage_2C):
             return True
         tries, exact_fill = 0, self.paths.fill <= 0.0
         while not should_stop():
             corner = self.envelope.worst(self.factor)
-            least = 1.0 + STEP_SHARE * self.tolerance
-            if max(corner.need_s, self.segment.bottom_s) * least <= self.upto_s or self._at_bottom(corner):
+            if self._allows_step(corner):
                 if self._close(corner):
                     return True
                 tries, exact_fill = 0, self.paths.fill <= 0.0
                 continue
-            if tries <= TRIES:
+            if tries < (TIRED_TRIES if self.tired else TRIES):
                 tries += 1
                 theta = self._theta(corner)
                 near = self.envelope.nearest(theta) if theta > 0.0 else self.envelope.lines[-1]
@@ -198,18 +200,23 @@ class Sweep:
                 if not self._probe(theta, usage_2C, corner):
                     return True
                 if self.lines[-1].value > reached + CLOSE * abs(reached):
+                    self.tired = False
                     continue
-            if not exact_fill:
+            if not exact_fill and not self.tired:
                 exact_fill = True
                 if self._measure_fill():
                     continue
             if self._force():
                 return True
+            self.tired = True
             tries, exact_fill = 0, self.paths.fill <= 0.0
         return False
 
-    def _at_bottom(self, corner: Corner) -> bool:
-        return corner.need_s <= self.segment.bottom_s
+    def _allows_step(self, corner: Corner) -> bool:
+        """Whether loads can be closed down to the bottom, or far enough to be worth while."""
+        if corner.need_s <= self.segment.bottom_s:
+            return True
+        return corner.need_s < inf and corner.need_s * (1.0 + STEP_SHARE * self.tolerance) <= self.upto_s
 
     def _theta(self, corner: Corner) -> float:
         if self.paths.fill <= 0.0 or corner.need_s == inf:
@@ -241,12 +248,12 @@ class Sweep:
 
     def _force(self) -> bool:
         """Close a small step whatever it takes: the factor is raised as far as the worst corner demands."""
-        step = 1.0 + FORCED_SHARE * STEP_SHARE * self.tolerance
+        step = 1.0 + STEP_SHARE * self.tolerance
         while True:
             corner = self.envelope.worst(self.factor)
-            if max(corner.need_s, self.segment.bottom_s) * step <= self.upto_s or self._at_bottom(corner):
+            if self._allows_step(corner):
                 return self._close(corner)
-            target_s = self.upto_s / (1.02 * step - 0.02) if self.upto_s < inf else max(1e-9, corner.fill_s)
+            target_s = self.upto_s / (1.01 * step - 0.01) if self.upto_s < inf else max(1e-9, corner.fill_s)
             lifted = self.prices.scale.worth(corner.fill_s, corner.price, target_s)
             self.factor = max(self.factor, lifted) * (1.0 + 1e-9)
 
@@ -324,7 +331,7 @@ class Sweep:
     ) -> tuple[float, FloatArray]:
         """Raise usage multipliers until the cut reaches `wanted` or nothing more is to be had."""
         best, best_2C, level = priced.value, usage_2C, wanted
-        for _ in range(TIGHTENINGS):
+        for _ in range(TIRED_TIGHTENINGS if self.tired else TIGHTENINGS):
             self.bundle.add(priced, self._slope_K())
             usage_2C = self.bundle.propose(best_2C, theta, level, self.upto_s, self.prices.scale_K)
             priced = self._run(theta, 1.0, usage_2C)

@@ -19,11 +19,11 @@ from planner.objective import StageChoice
 from planner.problem import BoundaryProblem
 from planner.solve.boxes import BoxProof, Cut, Duals
 from planner.solve.columns import Column, Shape, fits
-from planner.solve.envelope import Scale
+from planner.solve.envelope import Line, Scale
 from planner.solve.path_kernels import Scratch, build_devices, new_scratch, price_paths
 from planner.solve.pathdp import least_load
 from planner.solve.paths import Int32Array, build_paths, device_groups
-from planner.solve.sweep import Goal, Line, Prices, Range, Segment, Sweep, Swept
+from planner.solve.sweep import Goal, Prices, Range, Segment, Sweep, Swept
 from planner.solve.tables import FloatArray, ModeTables
 
 GRID_RATIO = 1.25
@@ -82,7 +82,7 @@ class Sweeper:
         least_s = least_load(tables)
         if not isfinite(least_s):
             return np.array([inf]), np.array([inf])
-        hops_s = paths.repeats * paths.transfer_SSB[np.isfinite(paths.transfer_SSB)]
+        hops_s = paths.repeats * paths.transfer_BST[np.isfinite(paths.transfer_BST)]
         most_s = max(float(tables.load_E.max()), float(hops_s.max(initial=0.0)), least_s)
         limits = [max(least_s, most_s * 1e-6)]
         while limits[-1] * GRID_RATIO < most_s:
@@ -140,7 +140,9 @@ class Sweeper:
         if self._pool is None:
             return [self._one(segment, prices, goal, should_stop) for segment in self.segments]
         halt = Event()
-        futures = [self._pool.submit(self._one, segment, prices, goal, halt.is_set) for segment in self.segments]
+        futures = [
+            self._pool.submit(self._one, segment, prices, goal, halt.is_set) for segment in self.segments
+        ]
         return [_wait(future, halt, should_stop) for future in futures]
 
     def _one(self, segment: Segment, prices: Prices, goal: Goal, should_stop: Callable[[], bool]) -> Swept:
@@ -169,7 +171,7 @@ class Sweeper:
         busy_K, load_K = paths.busy_E[entry_K], paths.load_E[entry_K]
         template_K = paths.template_E[entry_K]
         site_K = self.devices.site_J[template_K]
-        transfer_s = paths.transfer_SSB[site_K[:-1], site_K[1:], start_K[1:]]
+        transfer_s = paths.transfer_BST[start_K[1:], site_K[1:], site_K[:-1]]
         slowest_s = max(float(busy_K.max()), float(transfer_s.max(initial=0.0)))
         fill_s = paths.fill * float(busy_K.sum() + transfer_s.sum())
         sync_s = float((load_K - paths.repeats * busy_K).max()) if paths.sync else 0.0

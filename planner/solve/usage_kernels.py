@@ -13,7 +13,12 @@ SWEEPS = 40
 
 @compiled
 def project(
-    start_K: FloatArray, slope_PK: FloatArray, need_P: FloatArray, scale_K: FloatArray, push_P: FloatArray, out_K: FloatArray
+    start_K: FloatArray,
+    slope_PK: FloatArray,
+    need_P: FloatArray,
+    scale_K: FloatArray,
+    push_P: FloatArray,
+    out_K: FloatArray,
 ) -> None:
     """Write into `out_K` the multipliers >= 0 nearest to `start_K` with `slope_p . out >= need_p` for every path.
 
