@@ -21,6 +21,7 @@ from planner.check.hull import Cut, largest_ratio
 from planner.check.multipliers import Multipliers, figure
 from planner.check.relaxed import BoxPaths, Weights
 from planner.check.report import REL_TOLERANCE, Findings, Reporter
+from planner.check.searched import BoxSearch, Charges, TooManyChainsError
 from planner.problem import BoundaryProblem
 
 # A factor above the derived one is true as well, only weaker: solvers may round to the safe side. One that is
@@ -97,7 +98,10 @@ class DualCheck:
             cuts = self._read_cuts(_list(box.get("cuts")), f"{here}.cuts")
             if cuts is None:
                 return factor
-            factor = max(factor, self._box(columns, above_s, upto_s, cuts))
+            found = self._box(columns, above_s, upto_s, cuts)
+            if "searched_s" in box:
+                found = min(found, self._searched(columns, (above_s, upto_s), cuts, box["searched_s"], here))
+            factor = max(factor, found)
             above_s = upto_s
         if not boxes:
             self.findings.add("proof-cover", f"{place}.boxes", "no box", "boxes from 0 to infinity")
@@ -122,6 +126,39 @@ class DualCheck:
             rho=self.multipliers.rho,
             nu=self.multipliers.nu,
         )
+
+    def _searched(
+        self,
+        columns: ModeColumns,
+        loads_s: tuple[float, float],
+        cuts: Sequence[Mapping[str, Any]],
+        stated: object,
+        place: str,
+    ) -> float:
+        """The best ratio when no real replica of the box takes less than the stated seconds.
+
+        Infinite when that was not shown; the reason is recorded.
+        """
+        searched_s, rho = figure(stated), self.multipliers.rho
+        if searched_s is None or searched_s == 0.0 or rho == 0.0:
+            self.findings.add("proof-searched", f"{place}.searched_s", stated, "seconds > 0, with rho > 0")
+            return float("inf")
+        num_classes = len(self.problem.classes)
+        charges = Charges(
+            visit_C=_by_class(cuts[0]["visit"] if cuts else {}, num_classes),
+            once_C=_by_class(cuts[0]["once"] if cuts else {}, num_classes),
+        )
+        try:
+            none_found = BoxSearch(self.problem, columns, charges, *loads_s, searched_s).finds_none()
+        except TooManyChainsError as error:
+            self.findings.add("proof-size", f"{place}.searched_s", stated, str(error))
+            return float("inf")
+        if not none_found:
+            self.findings.add(
+                "proof-searched", f"{place}.searched_s", stated, "no quicker replica in the box"
+            )
+            return float("inf")
+        return (self.problem.tokens_per_step / searched_s + self.multipliers.nu) / rho
 
     def least(self, paths: BoxPaths, columns: ModeColumns, stated: Mapping[str, Any]) -> tuple[float, float]:
         """The v of one cut, and what rounding can make of a charge that is zero."""

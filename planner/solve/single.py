@@ -25,7 +25,7 @@ from planner.solve.result import BoundaryResult, Limits, Progress, Status, exces
 from planner.solve.single_bound import FillBounds, Raised
 from planner.solve.single_plans import LabelSearch
 from planner.solve.single_proof import LoadBox, box_proof
-from planner.solve.single_views import cluster_counts, pack_rows, single_mode
+from planner.solve.single_views import EDGE, cluster_counts, pack_rows, single_mode
 from planner.solve.tables import FloatArray, IntArray, build_signatures, build_tables
 
 PROBE_RATIO = 1.15
@@ -211,20 +211,21 @@ class _Single:
         """The box below a load limit: as deep as the bound allows, narrow and searched where it fails."""
         view = part.mode.view(upto_s)
         goal_s = self.step_s / (1.0 + target_frac)
-        reached_s = min(upto_s, goal_s)
+        reached_s = min(part.mode.top_load_s(upto_s), goal_s)
         raised = part.raise_fill(view, upto_s, usage_2C, goal_s - FARTHEST * reached_s, cap=self.step_s)
         self._offer_met(part, view.template_E, raised)
         goal_s = self.step_s / (1.0 + target_frac)
         if not isfinite(raised.value) or raised.value >= goal_s:
             return LoadBox(from_s=0.0, upto_s=upto_s, fill_s=raised.value, usage_2C=raised.usage_2C)
         from_s = goal_s - raised.value
-        searched_s = 0.0
+        searched_s, num_fronts = 0.0, 0
         missed = from_s > (1.0 - ratio) * reached_s
         if missed:
-            from_s = (1.0 - ratio) * reached_s
+            from_s = min(part.mode.edge_s((1.0 - ratio) * reached_s), upto_s * EDGE)
             once = float(raised.usage_2C[1] @ self.shape.devices_C)
             found = self.search.run(view, part.mode.costs, once, from_s, goal_s, width, self.should_stop)
-            searched_s = min(goal_s, found.missed_s)
+            searched_s = min(goal_s, found.missed_s, found.step_s)
+            num_fronts = found.num_fronts
             if found.stages:
                 self.offer(part, found.stages, f"search with {width} fronts per state")
         return LoadBox(
@@ -233,6 +234,7 @@ class _Single:
             fill_s=raised.value,
             usage_2C=raised.usage_2C,
             searched_s=searched_s,
+            num_fronts=num_fronts,
         )
 
     def _offer_met(self, part: FillBounds, template_E: IntArray, raised: Raised) -> None:

@@ -15,19 +15,23 @@ from planner.objective import StageChoice
 from planner.solve.single_arrays import BEFORE, BORDER, ENTRY, FILL, PEAK, SYNC, Costs, Fronts, Room, View
 from planner.solve.single_label_kernels import extend_labels
 
-LABELS = 1_000_000
-COMPARED = 64
+LABELS = 2_000_000
+COMPARED = 200
 BUFFER = (20_000, 200)
 """Least size of the buffer for one state, and its size per front kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """The best replica below the limit, if any; no chain that was given up runs below `missed_s`."""
+    """The best replica below the limit, if any; no chain that was given up runs below `missed_s`.
+
+    `num_fronts` were kept.
+    """
 
     step_s: float
     stages: tuple[StageChoice, ...]
     missed_s: float
+    num_fronts: int
 
 
 class LabelSearch:
@@ -63,7 +67,7 @@ class LabelSearch:
         best_s, best_z = below_s, -1
         for q in range(num_stages - 1, -1, -1):
             if should_stop():
-                return Found(step_s=inf, stages=(), missed_s=-inf)
+                return Found(step_s=inf, stages=(), missed_s=-inf, num_fronts=at)
             at, dropped = extend_labels(
                 q,
                 view,
@@ -86,8 +90,9 @@ class LabelSearch:
             if num and steps_Z.min() < best_s:
                 best_s, best_z = float(steps_Z.min()), first + int(steps_Z.argmin())
         if best_z < 0:
-            return Found(step_s=inf, stages=(), missed_s=missed)
-        return Found(step_s=best_s, stages=self._stages(view, best_z), missed_s=missed)
+            return Found(step_s=inf, stages=(), missed_s=missed, num_fronts=at)
+        stages = self._stages(view, best_z)
+        return Found(step_s=best_s, stages=stages, missed_s=missed, num_fronts=at)
 
     def _stages(self, view: View, z: int) -> tuple[StageChoice, ...]:
         """The chain of a front, first stage first."""

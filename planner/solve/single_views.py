@@ -16,17 +16,29 @@ from planner.solve.pathdp import hop_loads_s
 from planner.solve.single_arrays import Clusters, Costs, Room, View
 from planner.solve.tables import FloatArray, IntArray, ModeTables
 
+EDGE = 1.0 - 1e-9
 WORD_BITS = 62
 FIELD_BITS = 24
 
 
 @dataclass(frozen=True, kw_only=True)
 class SingleMode:
-    """One mode's tables with the arrays that do not depend on the load."""
+    """One mode's tables with the arrays that do not depend on the load; `loads` in rising order."""
 
     tables: ModeTables
     hop_load_BSS: FloatArray
+    loads: FloatArray
     costs: Costs
+
+    def top_load_s(self, upto_s: float) -> float:
+        """The largest load within a limit; 0 without any."""
+        at = int(self.loads.searchsorted(upto_s, side="right"))
+        return float(self.loads[at - 1]) if at else 0.0
+
+    def edge_s(self, above_s: float) -> float:
+        """The highest edge that parts the same loads as `above_s` does, with a margin for rounding."""
+        at = int(self.loads.searchsorted(above_s, side="right"))
+        return max(above_s, float(self.loads[at]) * EDGE) if at < self.loads.size else above_s
 
     def view(self, upto_s: float) -> View:
         """Entries and links with loads up to `upto_s`."""
@@ -65,9 +77,12 @@ def single_mode(tables: ModeTables, num_templates: int) -> SingleMode:
     num_stages, num_sites = tables.num_stages, tables.num_sites
     num_layers = tables.signatures.window_LW.shape[0]
     cells = (tables.num_levels, num_sites, len(tables.signatures.intervals) + 1)
+    hop_load_BSS = hop_loads_s(tables)
+    linked_loads = hop_load_BSS[np.isfinite(hop_load_BSS)]
     return SingleMode(
         tables=tables,
-        hop_load_BSS=hop_loads_s(tables),
+        hop_load_BSS=hop_load_BSS,
+        loads=np.unique(np.concatenate([tables.load_E, linked_loads])),
         costs=Costs(
             charge_J=np.zeros(num_templates),
             credit_S=np.zeros(num_sites),
