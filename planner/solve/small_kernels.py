@@ -78,10 +78,15 @@ def least_fills(
     """
     num_levels, _, num_ways, num_K = cost_QHJK.shape
     num_sites, num_U = hop_SS.shape[0], before_UJ.shape[0]
-    done_UK = np.full((num_U, num_K), np.inf)
-    behind_USK = np.full((num_U, num_sites, num_K), np.inf)
-    onward_USK = np.full((num_U, num_sites, num_K), np.inf)
+    done_UK = np.empty((num_U, num_K))
+    behind_USK = np.empty((num_U, num_sites, num_K))
+    onward_USK = np.empty((num_U, num_sites, num_K))
     live_U = np.zeros(num_U, dtype=np.bool_)
+    for u in allowed_A:
+        for k in range(num_K):
+            done_UK[u, k] = np.inf
+            for s in range(num_sites):
+                behind_USK[u, s, k] = np.inf
     for j in range(num_ways):
         u, s = count_J[j], site_J[j]
         if allowed_U[u]:
@@ -100,7 +105,9 @@ def least_fills(
                     if behind_USK[u, t, num_K - 1] < np.inf and hop_SS[s, t] < np.inf:
                         live_U[u] = True
                         for k in range(num_K):
-                            onward_USK[u, s, k] = min(onward_USK[u, s, k], behind_USK[u, t, k] + hop_SS[s, t])
+                            ahead = behind_USK[u, t, k] + hop_SS[s, t]
+                            if ahead < onward_USK[u, s, k]:
+                                onward_USK[u, s, k] = ahead
             any_live = any_live or live_U[u]
         if not any_live:
             break
@@ -112,10 +119,16 @@ def least_fills(
                 v = before_UJ[u, j]
                 if v >= 0 and live_U[v]:
                     s = site_J[j]
-                    for k in range(num_K):
-                        ahead = onward_USK[v, s, k]
-                        done_UK[u, k] = min(done_UK[u, k], ahead + cost_QHJK[level, 2, j, k])
-                        behind_USK[u, s, k] = min(behind_USK[u, s, k], ahead + cost_QHJK[level, 3, j, k])
+                    if cost_QHJK[level, 2, j, num_K - 1] < np.inf:
+                        for k in range(num_K):
+                            cost = onward_USK[v, s, k] + cost_QHJK[level, 2, j, k]
+                            if cost < done_UK[u, k]:
+                                done_UK[u, k] = cost
+                    if cost_QHJK[level, 3, j, num_K - 1] < np.inf:
+                        for k in range(num_K):
+                            cost = onward_USK[v, s, k] + cost_QHJK[level, 3, j, k]
+                            if cost < behind_USK[u, s, k]:
+                                behind_USK[u, s, k] = cost
     return done_UK[allowed_A]
 
 
