@@ -8,10 +8,15 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+import numpy as np
+
 from costmodels.workload import ROUND_ROBIN
 from planner.problem import BoundaryProblem, ObjectiveKind
+from planner.solve.boxes import Duals
 from planner.solve.columns import Column, Shape, to_replica
+from planner.solve.master import Master
 from planner.solve.packing import value_of
+from planner.solve.proof import multipliers
 from planner.solve.result import BoundaryResult, Limits, Progress, Status
 from planner.solve.small_fleet import SmallAnswer, SmallFleet
 from planner.solve.small_labels import Effort, SmallLimitError
@@ -90,15 +95,16 @@ def _result(problem: BoundaryProblem, shape: Shape, fleet: SmallFleet, answer: S
             stop="closed",
         )
     value = value_of(problem, shape, answer.columns)
+    duals = _duals(problem, shape, list(fleet.columns.values()))
     return BoundaryResult(
         boundary=problem.name,
         status=Status.OPTIMAL,
         replicas=tuple(to_replica(problem, column) for column in answer.columns),
         value=value,
         bound=value,
-        proof=_proof(answer, value),
+        proof=_proof(answer, value) | _priced(problem, shape, answer, duals),
         stop="closed",
-        prices=_prices(problem, shape, list(fleet.columns.values())),
+        prices=multipliers(problem, duals)["prices"],
     )
 
 
@@ -120,15 +126,27 @@ def _interrupted(problem: BoundaryProblem, shape: Shape, fleet: SmallFleet) -> B
     )
 
 
-def _prices(problem: BoundaryProblem, shape: Shape, columns: Sequence[Column]) -> dict[str, float]:
+def _duals(problem: BoundaryProblem, shape: Shape, columns: Sequence[Column]) -> Duals:
     """Multipliers of the linear master over the replicas met: what one more unit of each row is worth."""
-    from planner.solve.master import Master
-    from planner.solve.proof import multipliers
-
     top = max(column.tokens_per_s for column in columns)
     price = problem.objective.kind is ObjectiveKind.PRICE
     master = Master(problem, shape, 10.0 * float(shape.usd_C.sum() + 1.0) if price else 20.0 * top)
     for column in columns:
         master.add(column)
-    prices: dict[str, float] = multipliers(problem, master.solve().duals)["prices"]
-    return prices
+    return master.solve().duals
+
+
+def _priced(problem: BoundaryProblem, shape: Shape, answer: SmallAnswer, duals: Duals) -> dict[str, Any]:
+    """The multipliers with a factor that the ceilings prove, for limits that boundaries share.
+
+    No replica is faster than a ceiling on no more devices, and these cost no more: t + nu <= factor *
+    (price + rho) for every ceiling makes it true for every replica. Nothing where a ceiling costs nothing.
+    """
+    if not answer.ceilings:
+        return {}
+    count_MC = np.array([count for count, _ in answer.ceilings])
+    worth_M = np.array([tokens_per_s for _, tokens_per_s in answer.ceilings]) + duals.nu
+    price_M = count_MC @ duals.price_C + duals.rho
+    if price_M.min() <= 0.0:
+        return {}
+    return {**multipliers(problem, duals), "factor": float((worth_M / price_M).max())}

@@ -13,11 +13,13 @@ import pytest
 
 from costmodels.workload import ROUND_ROBIN
 from planner.check.ceilings import CeilingsCheck
+from planner.check.multipliers import read_multipliers
 from planner.check.proofs import ProofCheck
 from planner.check.report import Findings
 from planner.problem import BoundaryProblem
 from planner.solve import small, small_stages
 from planner.solve.columns import build_shape
+from planner.solve.enumerate_replicas import enumerate_replicas
 from planner.solve.result import BoundaryResult, Limits, Progress, Status
 from planner.solve.small import is_small, solve_small_boundary
 from planner.solve.small_fleet import SmallFleet
@@ -188,6 +190,25 @@ def test_prices_are_worth_of_rows() -> None:
     assert set(result.prices) <= {row.name for row in problem.rows}
     assert all(price >= 0.0 for price in result.prices.values())
     assert any(price > 0.0 for price in result.prices.values())
+
+
+@pytest.mark.parametrize("condition_i", [0, 1, 2, 6, 11, 12])
+def test_multipliers_that_come_along_bound_every_replica(condition_i: int) -> None:
+    """Boundaries that share a limit use them: no replica is worth more than the factor allows."""
+    priced = 0
+    for seed in range(6000, 6030):
+        problem = build(seed, condition_i, foreign=True).problem()
+        result = solve(problem)
+        assert result is not None
+        if "factor" not in result.proof:
+            continue
+        priced += 1
+        terms = read_multipliers(problem, result.proof, Findings(), "p", coupled=False)
+        assert terms is not None
+        for replica in enumerate_replicas(problem):
+            cost = sum(n * terms.price_C[class_i] for class_i, n in replica.usage) + terms.rho
+            assert replica.tokens_per_s + terms.nu <= terms.factor * cost * (1 + 1e-9)
+    assert priced >= 3
 
 
 def test_what_this_way_does_not_express_is_left_to_the_general_one() -> None:
