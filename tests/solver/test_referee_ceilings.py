@@ -111,6 +111,26 @@ def test_a_raised_ceiling_proves_nothing(seed: int) -> None:
     assert judge(replace(problem, replicas_min=2), huge, best[0])[0] is None or len(listed) < 2
 
 
+def test_a_ceiling_covers_all_larger_device_counts() -> None:
+    """Ceilings on no more devices that are at least as high stand for those left out."""
+    left_out = 0
+    for seed in range(20):
+        problem = targeted(seed, CONDITIONS[0])
+        best, listed = best_set(problem), exact_ceilings(problem)
+        needed = [
+            [usage, speed]
+            for usage, speed in listed
+            if not any(
+                u != usage and s >= speed and all(a <= b for a, b in zip(u, usage, strict=True))
+                for u, s in listed
+            )
+        ]
+        left_out += len(listed) - len(needed)
+        if best is not None:
+            assert judge(problem, needed, best[0])[1] == set(), seed
+    assert left_out >= 1
+
+
 def test_a_claim_that_nothing_fits_is_refuted() -> None:
     problem = next(p for p in (targeted(seed, CONDITIONS[0]) for seed in SEEDS) if best_set(p) is not None)
     check = CeilingsCheck(problem=problem, value=None, findings=Findings(), place="p")
