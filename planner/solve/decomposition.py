@@ -18,16 +18,26 @@ from planner.solve.bottleneck import is_bottleneck_problem, solve_bottleneck
 from planner.solve.boxes import Duals
 from planner.solve.columns import Column, Shape, build_shape, to_replica
 from planner.solve.generation import Generator, Round, cheapest_columns
+from planner.solve.neighbourhood import Neighbourhood
 from planner.solve.packing import admissible, better, fill_greedily, pack, value_of
 from planner.solve.proof import dual_proof, multipliers
 from planner.solve.result import BoundaryResult, Limits, Progress, Status, excess_frac
+from planner.solve.single import is_single_problem, solve_single
+from planner.solve.small import solve_small_boundary
 from planner.solve.sweeper import Sweeper
 from planner.solve.tables import build_signatures, build_tables
 from planner.solve.tiny import is_tiny, solve_tiny
 
-PACKED_COLUMNS = 2500
-PACK_EVERY_FRAC = 0.5
+PACKED_COLUMNS = 300
+PACKED_LAST = 800
+PACK_NEAR = 0.15
+PACK_EVERY_FRAC = 0.6
 """CP-SAT looks for a better plan each time the distance between bound and master has shrunk so far."""
+MOVES_COUNTED = 40
+"""Moves to neighbouring plans where only counted limits bind."""
+STALLED_FRAC = 0.03
+STALLED_ROUNDS = 4
+"""Sweeps stop when that many have brought the bound less than this share of the distance nearer."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -59,6 +69,13 @@ class _Solve:
         if self.limits.should_stop():
             return True
         return not self.limits.deterministic and self.elapsed_s() > self.limits.deadline_s
+
+    def left_s(self) -> float:
+        return self.limits.deadline_s - self.elapsed_s()
+
+    def is_over(self) -> bool:
+        """Whether the plan is good enough or the limits are reached."""
+        return self.good_enough() or self.should_stop()
 
     def offer(self, columns: tuple[Column, ...], note: str) -> None:
         """Take a set of replicas as incumbent when it is admissible and better."""
@@ -99,9 +116,9 @@ class _Solve:
             price_C = generator.floored(round_.solution.duals).price_C
             self.offer(tuple(fill_greedily(self.problem, self.shape, columns, x_P, price_C)), "rounding")
 
-    def pack(self, generator: Generator, round_: Round, share: float) -> None:
+    def pack(self, generator: Generator, round_: Round, count: int, share: float) -> None:
         """The best plan CP-SAT finds among the most promising replicas, in a share of the time."""
-        columns = cheapest_columns(generator.pool, round_.solution.duals, PACKED_COLUMNS)
+        columns = cheapest_columns(generator.pool, round_.solution.duals, count)
         if not columns:
             return
         left_s = None
@@ -113,7 +130,7 @@ class _Solve:
             columns,
             hint=self.best.columns,
             deadline_s=left_s,
-            deterministic_limit=4.0,
+            deterministic_limit=2.0,
             seed=self.limits.seed,
         )
         if packing is not None:
@@ -159,6 +176,13 @@ def solve_boundary(problem: BoundaryProblem, limits: Limits, *, processes: int =
         listed = solve_tiny(problem, run.shape, limits)
         if listed is not None:
             return listed
+    small = solve_small_boundary(problem, run.shape, limits)
+    if small is not None:
+        return small
+    if is_single_problem(problem):
+        single = solve_single(problem, limits)
+        if single is not None:
+            return single
     tables = build_tables(problem, build_signatures(problem))
     sweeper = Sweeper(problem, run.shape, tables, threads=processes)
     try:
@@ -168,33 +192,96 @@ def solve_boundary(problem: BoundaryProblem, limits: Limits, *, processes: int =
 
 
 def _generate(run: _Solve, generator: Generator) -> BoundaryResult:
-    """Rounds of master and sweep until plan and bound meet, nothing new is found, or the limits are reached."""
+    """Sweeps and moves in turn, whichever side of the master is further off, until plan and bound meet."""
     if not generator.sweeper.any_path():
         return _no_replica(run, generator)
-    round_ = generator.seed(run.should_stop)
-    packed_at = inf
-    for number in range(run.limits.rounds):
-        proof = dual_proof(run.problem, round_.certified, round_.bound)
-        run.prove(round_.bound, proof, round_.certified.duals, f"round {number}")
+    search = _Search(run=run, generator=generator)
+    search.take(generator.seed(run.should_stop))
+    for _ in range(run.limits.rounds):
         if _is_out_of_reach(run):
-            return run.infeasible(proof, "out-of-reach")
-        run.round_off(generator, round_)
-        distance = abs(generator.bound - round_.solution.value) / max(1e-300, abs(round_.solution.value))
-        if distance < PACK_EVERY_FRAC * packed_at and distance < 0.1:
-            packed_at = distance
-            run.pack(generator, round_, 0.05)
-        if run.good_enough() or run.should_stop() or generator.exhausted:
+            return run.infeasible(run.best.proof, "out-of-reach")
+        while search.plan_is_behind() and not run.is_over():
+            search.move()
+        if run.is_over() or search.bound_stands_still():
             break
-        round_ = generator.round(run.should_stop)
-    if not run.good_enough() and not run.limits.should_stop():
-        run.pack(generator, round_, 0.3)
+        search.take(generator.round(run.should_stop))
+    search.finish()
     if run.good_enough():
         return run.result("good-enough")
     return run.result("limits" if run.should_stop() else "tolerance")
 
 
+@dataclass(slots=True, kw_only=True)
+class _Search:
+    """Where sweeps and moves stand. `distances` are those between bound and master, round by round."""
+
+    run: _Solve
+    generator: Generator
+    round_: Round | None = None
+    distances: list[float] = field(default_factory=list)
+    packed_at: float = PACK_NEAR / PACK_EVERY_FRAC
+    moves: int = 0
+    neighbourhood: Neighbourhood | None = None
+
+    def take(self, round_: Round) -> None:
+        """Note a sweep's bound and look for plans among the replicas it brought."""
+        run = self.run
+        self.round_ = round_
+        proof = dual_proof(run.problem, round_.certified, round_.bound)
+        run.prove(round_.bound, proof, round_.certified.duals, f"sweep {len(self.distances) + 1}")
+        run.round_off(self.generator, round_)
+        value = round_.solution.value
+        distance = abs(self.generator.bound - value) / abs(value) if value else inf
+        self.distances.append(distance)
+        if distance < PACK_EVERY_FRAC * self.packed_at and not run.is_over():
+            self.packed_at = distance
+            run.pack(self.generator, round_, PACKED_COLUMNS, 0.06)
+
+    def plan_is_behind(self) -> bool:
+        """Whether the plan is further from the master than the bound is, and moves may still help."""
+        if self.round_ is None or self.run.best.value is None or self.distances[-1] > PACK_NEAR:
+            return False
+        if self.run.limits.deterministic and self.moves >= MOVES_COUNTED:
+            return False
+        return self._plan_distance() > max(self.distances[-1], 1e-9)
+
+    def _plan_distance(self) -> float:
+        assert self.round_ is not None and self.run.best.value is not None
+        worse, better = sorted((self.run.best.value, self.round_.solution.value))
+        return better / worse - 1.0 if worse > 0.0 else inf
+
+    def move(self) -> None:
+        """Take a few replicas apart and put them together again."""
+        assert self.round_ is not None
+        run = self.run
+        if self.neighbourhood is None:
+            self.neighbourhood = Neighbourhood(run.problem, run.shape, self.generator, run.limits.seed)
+        self.moves += 1
+        deadline_s = None if run.limits.deterministic else max(0.05, min(1.0, run.left_s()))
+        duals = self.generator.floored(self.round_.solution.duals)
+        run.offer(self.neighbourhood.move(run.best.columns, duals, run.should_stop, deadline_s), "move")
+
+    def bound_stands_still(self) -> bool:
+        """Whether sweeps no longer bring the bound nearer."""
+        if self.generator.exhausted:
+            return True
+        if len(self.distances) <= STALLED_ROUNDS or self.distances[-1] > PACK_NEAR:
+            return False
+        return self.distances[-1] > (1.0 - STALLED_FRAC) * self.distances[-1 - STALLED_ROUNDS]
+
+    def finish(self) -> None:
+        """Spend what is left on better plans."""
+        if self.round_ is None or self.run.is_over():
+            return
+        self.run.pack(self.generator, self.round_, PACKED_LAST, 0.1)
+        while self.run.best.value is not None and not self.run.is_over():
+            if self.run.limits.deterministic and self.moves >= MOVES_COUNTED:
+                return
+            self.move()
+
+
 def _is_out_of_reach(run: _Solve) -> bool:
-    """Whether the bound itself breaks a rule: fewer replicas than asked for, or more money than devices cost."""
+    """Whether the bound itself breaks a rule: too few replicas, or more money than all devices cost."""
     bound = run.best.bound
     if bound is None or run.best.value is not None:
         return False

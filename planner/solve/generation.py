@@ -1,7 +1,7 @@
 """Column generation: the linear master and sweeps in turn. Every sweep brings replicas and a bound.
 
-Multipliers of the master swing; a sweep is priced at a mixture with those of the best bound so far, until that
-finds nothing new for the master.
+Multipliers of the master swing; a sweep is priced at a mixture with those of the best bound so far, until
+that finds nothing new for the master.
 
 Legend: P columns of the pool, C device classes, R capacity rows.
 """
@@ -25,9 +25,10 @@ from planner.solve.tables import FloatArray
 INERTIA = 0.4
 PRICE_FLOOR = 0.03
 FIRST_TOLERANCE = 0.3
-LAST_TOLERANCE = 2e-4
+LAST_TOLERANCE = 4e-4
 COLLECT_FRACS = ((0.05, 0.9), (0.0, 0.98))
 """Replicas worth at least this share of the best are kept, by tolerance."""
+SEED_FRAC = 0.3
 WORTH_MIN = 1e-9
 
 
@@ -69,7 +70,8 @@ class Generator:
             rate_C = np.ones(rate_C.size)
         price_C = np.where(rate_C > 0.0, rate_C, rate_C[rate_C > 0.0].min())
         duals = self._from_class_prices(price_C / price_C.max())
-        certified = self._sweep(duals, WORTH_MIN, should_stop)
+        goal = Goal(factor=WORTH_MIN, tolerance=FIRST_TOLERANCE, collect_frac=SEED_FRAC, relaxed=True)
+        certified = self._sweep(duals, goal, should_stop)
         if isfinite(certified.factor) and certified.factor > 0.0:
             duals = self._from_class_prices(price_C / price_C.max() * certified.factor)
             self._floor_R = PRICE_FLOOR * duals.row_R
@@ -84,7 +86,7 @@ class Generator:
         duals = self.floored(self._mixture(solution.duals))
         known = max(self.known_worth(duals), WORTH_MIN)
         before = len(self.pool.columns)
-        certified = self._sweep(duals, known, should_stop)
+        certified = self._sweep(duals, self._goal(known), should_stop)
         bound = bound_of(self.problem, self.shape, duals, certified.factor)
         news = len(self.pool.columns) - before
         missed = self._is_missed(solution.duals, before)
@@ -100,9 +102,12 @@ class Generator:
             return duals
         return mixed(self.shape, duals, self._center, self._inertia, usd_C)
 
-    def _sweep(self, duals: Duals, known: float, should_stop: Callable[[], bool]) -> Certified:
-        collect = next(frac for least, frac in COLLECT_FRACS if self.tolerance >= least)
-        goal = Goal(factor=known * (1.0 + self.tolerance), tolerance=self.tolerance, collect_frac=collect)
+    def _goal(self, known: float) -> Goal:
+        collect_frac = next(frac for least, frac in COLLECT_FRACS if self.tolerance >= least)
+        factor = known * (1.0 + self.tolerance)
+        return Goal(factor=factor, tolerance=self.tolerance, collect_frac=collect_frac)
+
+    def _sweep(self, duals: Duals, goal: Goal, should_stop: Callable[[], bool]) -> Certified:
         certified = self.sweeper.run(duals, goal, should_stop)
         self.pool.extend(certified.columns)
         return certified

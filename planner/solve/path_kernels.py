@@ -23,6 +23,9 @@ from planner.solve.paths import Int32Array, Paths
 from planner.solve.tables import FloatArray
 
 INF = np.inf
+NEAR_FRAC = 0.05
+"""Paths no dearer than this above the cheapest are looked at too."""
+FOUND_MAX = 64
 
 
 class Scratch(NamedTuple):
@@ -114,9 +117,9 @@ def new_scratch(paths: Paths, devices: Devices) -> Scratch:
         visits_S=np.empty(num_sites),
         entry_K=np.empty(paths.num_stages, dtype=np.int32),
         start_K=np.empty(paths.num_stages, dtype=np.int32),
-        found_IK=np.empty((num_sites, paths.num_stages), dtype=np.int32),
-        begin_IK=np.empty((num_sites, paths.num_stages), dtype=np.int32),
-        size_I=np.empty(num_sites, dtype=np.int32),
+        found_IK=np.empty((FOUND_MAX, paths.num_stages), dtype=np.int32),
+        begin_IK=np.empty((FOUND_MAX, paths.num_stages), dtype=np.int32),
+        size_I=np.empty(FOUND_MAX, dtype=np.int32),
     )
 
 
@@ -307,6 +310,8 @@ def charge(
         for u in range(devices.part_J[j], devices.part_J[j + 1]):
             c = devices.class_U[u]
             total += devices.count_U[u] * (price_weight * price_C[c] + usage_2C[0, c] + usage_2C[1, c])
+            if devices.count_U[u] > devices.devices_C[c]:  # when part of the fleet is spoken for
+                total = INF
         scratch.price_J[j] = total
     return once
 
@@ -329,36 +334,39 @@ def price_paths(
     """Least cost of a path under prices and usage multipliers, and the real replicas among the best paths.
 
     Returns that cost, a lower bound for every real path; fill seconds, price and load of the cheapest path and
-    whether it is real; how many replicas of at least `worth_min` were found, one per start site at most, and
-    the largest worth among them. The cost is infinite when there is no path.
+    whether it is real; how many replicas of at least `worth_min` were found, one per start site and number of
+    stages at most, and the largest worth among them. The cost is infinite when there is no path.
     """
     once = charge(devices, scratch, price_C, price_weight, usage_2C)
     value = run_paths(paths, scratch, upto_s, time_weight)
     if value == INF:
         return INF, INF, INF, INF, False, 0, 0.0
-    num_stages, num_sites = scratch.stage_QLS.shape[0], scratch.stage_QLS.shape[2]
-    num_found, best_worth, least, fill_s, price, load_s, real = 0, 0.0, INF, INF, INF, INF, False
-    cheapest = 0
-    # the cheapest start comes last, so that its usage and visits are the ones left behind
-    for turn in range(num_sites + 1):
-        s = turn if turn < num_sites else cheapest
-        at, cost = -1, INF
-        for q in range(num_stages):
-            if scratch.stage_QLS[q, 0, s] < cost:
-                at, cost = q, scratch.stage_QLS[q, 0, s]
-        if at < 0:
+    stage_QLS = scratch.stage_QLS
+    num_stages, num_sites = stage_QLS.shape[0], stage_QLS.shape[2]
+    best_q, best_s, least = -1, -1, INF
+    for q in range(num_stages):
+        for s in range(num_sites):
+            if stage_QLS[q, 0, s] - scratch.credit_S[s] < least:
+                least, best_q, best_s = stage_QLS[q, 0, s] - scratch.credit_S[s], q, s
+    num_found, best_worth, fill_s, price, load_s, real = 0, 0.0, INF, INF, INF, False
+    limit = value + NEAR_FRAC * abs(value)
+    # the cheapest path comes last, so that its usage and visits are the ones left behind
+    for turn in range(num_stages * num_sites + 1):
+        q, s = turn // num_sites, turn % num_sites
+        if turn == num_stages * num_sites:
+            q, s = best_q, best_s
+        elif stage_QLS[q, 0, s] - scratch.credit_S[s] > limit:
             continue
-        if cost - scratch.credit_S[s] < least:
-            least, cheapest = cost - scratch.credit_S[s], s
-        size = trace(paths, scratch, at, s)
+        size = trace(paths, scratch, q, s)
         fill_s, load_s, step_s = measure(paths, devices, scratch, size)
         price = 0.0
         for c in range(scratch.usage_C.size):
             price += price_C[c] * scratch.usage_C[c]
         worth = INF if price + rho <= 0.0 else (tokens / step_s + nu) / (price + rho)
-        if turn == num_sites or worth >= worth_min:
+        is_last = turn == num_stages * num_sites
+        if is_last or worth >= worth_min:
             real = is_real(devices, scratch)
-        if turn < num_sites and worth >= worth_min and real:
+        if not is_last and worth >= worth_min and real and num_found < scratch.size_I.size:
             best_worth = max(best_worth, worth)
             for k in range(size):
                 scratch.found_IK[num_found, k] = scratch.entry_K[k]

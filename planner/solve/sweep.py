@@ -24,7 +24,11 @@ from planner.solve.tables import FloatArray
 from planner.solve.usage_kernels import project
 
 STEP_SHARE = 0.25
-"""Share of the tolerance a closed range of loads should at least be wide."""
+"""Share of the tolerance, of the step time, that a closed range of loads should at least be wide."""
+GOOD_STEPS = 4.0
+"""Such steps that better usage multipliers should allow."""
+MUCH = 1e6
+"""Loads that many times the fill time count as endless."""
 TIGHTENINGS = 8
 TRIES = 14
 TIRED_TIGHTENINGS = 2
@@ -47,12 +51,14 @@ class Prices:
 class Goal:
     """Hope for `factor`; what is shown may be `tolerance` more than the best replica's worth.
 
-    Replicas worth `collect_frac` of the best are kept.
+    Replicas worth `collect_frac` of the best are kept. A `relaxed` sweep takes paths for replicas that the fleet
+    can't form: quicker, and its factor is the larger for it.
     """
 
     factor: float
     tolerance: float
     collect_frac: float
+    relaxed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +154,7 @@ class Sweep:
         self.limit_s, self.fill_s = fill_table
         self.segment, self.prices = segment, prices
         self.tolerance, self.collect_frac = goal.tolerance, goal.collect_frac
+        self.relaxed = goal.relaxed
         self.factor = goal.factor
         self.known = goal.factor / (1.0 + goal.tolerance)
         self.upto_s = segment.top_s
@@ -214,9 +221,14 @@ class Sweep:
 
     def _allows_step(self, corner: Corner) -> bool:
         """Whether loads can be closed down to the bottom, or far enough to be worth while."""
-        if corner.need_s <= self.segment.bottom_s:
-            return True
-        return corner.need_s < inf and corner.need_s * (1.0 + STEP_SHARE * self.tolerance) <= self.upto_s
+        return corner.need_s <= self._next_s(corner)
+
+    def _next_s(self, corner: Corner, share: float = 1.0) -> float:
+        """The load a good step down ends at: a share of the tolerance less of the corner's step time."""
+        if self.upto_s == inf:
+            return MUCH * max(corner.fill_s, 1e-9)
+        step_s = share * STEP_SHARE * self.tolerance * (corner.fill_s + self.upto_s)
+        return max(self.segment.bottom_s, self.upto_s - step_s)
 
     def _theta(self, corner: Corner) -> float:
         if self.paths.fill <= 0.0 or corner.need_s == inf:
@@ -248,13 +260,11 @@ class Sweep:
 
     def _force(self) -> bool:
         """Close a small step whatever it takes: the factor is raised as far as the worst corner demands."""
-        step = 1.0 + STEP_SHARE * self.tolerance
         while True:
             corner = self.envelope.worst(self.factor)
             if self._allows_step(corner):
                 return self._close(corner)
-            target_s = self.upto_s / (1.01 * step - 0.01) if self.upto_s < inf else max(1e-9, corner.fill_s)
-            lifted = self.prices.scale.worth(corner.fill_s, corner.price, target_s)
+            lifted = self.prices.scale.worth(corner.fill_s, corner.price, self._next_s(corner))
             self.factor = max(self.factor, lifted) * (1.0 + 1e-9)
 
     def _run(self, theta: float, price_weight: float, usage_2C: FloatArray) -> _Priced:
@@ -279,6 +289,8 @@ class Sweep:
             entry_K = scratch.found_IK[i, : scratch.size_I[i]].copy()
             start_K = scratch.begin_IK[i, : scratch.size_I[i]].copy()
             self.found.setdefault(entry_K.tobytes() + start_K.tobytes(), (entry_K, start_K))
+        if self.relaxed and price_weight > 0.0 and value < inf:
+            worth = max(worth, self.prices.scale.worth(fill_s, price, load_s))
         if worth > self.factor:
             self.factor, self.known = worth * (1.0 + 0.5 * self.tolerance), worth
         return _Priced(value=value, fill_s=fill_s, price=price, load_s=load_s, real=real)
@@ -305,21 +317,21 @@ class Sweep:
             )
             return False
         value = priced.value
-        if corner is not None and (theta > 0.0 or self.paths.fill <= 0.0):
+        if corner is not None and not self.relaxed and (theta > 0.0 or self.paths.fill <= 0.0):
             reached = theta * corner.fill_s + corner.price
             charged = value < (theta * priced.fill_s + priced.price) * (1.0 - 1e-9)
             if (charged or not priced.real) and value <= reached + CLOSE * abs(reached):
-                value, usage_2C = self._tighten(theta, usage_2C, priced, self._wanted(theta, reached))
+                value, usage_2C = self._tighten(theta, usage_2C, priced, self._wanted(theta, corner, reached))
         used = usage_2C if usage_2C.any() else None
         line = Line(theta=theta, value=value, usage_2C=used, upto_s=self.upto_s)
         self.lines.append(line)
         self.envelope.add(line)
         return True
 
-    def _wanted(self, theta: float, reached: float) -> float:
+    def _wanted(self, theta: float, corner: Corner, reached: float) -> float:
         """The cut value that would allow a good step down from the present limit."""
         scale = self.prices.scale
-        goal_s = self.upto_s / (1.0 + 4.0 * STEP_SHARE * self.tolerance) if self.upto_s < inf else 1e9
+        goal_s = self._next_s(corner, GOOD_STEPS)
         touch_w = 0.0
         if theta > 0.0:
             touch_w = max(self.envelope.least_w, sqrt(scale.tokens / (theta * self.factor)) - goal_s)

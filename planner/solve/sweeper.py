@@ -20,7 +20,7 @@ from planner.problem import BoundaryProblem
 from planner.solve.boxes import BoxProof, Cut, Duals
 from planner.solve.columns import Column, Shape, fits
 from planner.solve.envelope import Line, Scale
-from planner.solve.path_kernels import Scratch, build_devices, new_scratch, price_paths
+from planner.solve.path_kernels import Devices, Scratch, build_devices, new_scratch, price_paths
 from planner.solve.pathdp import least_load
 from planner.solve.paths import Int32Array, build_paths, device_groups
 from planner.solve.sweep import Goal, Prices, Range, Segment, Sweep, Swept
@@ -112,14 +112,8 @@ class Sweeper:
 
     def run(self, duals: Duals, goal: Goal, should_stop: Callable[[], bool]) -> Certified:
         """Sweep all modes under these multipliers."""
-        floor = 1e-3 * max(1e-300, float(duals.price_C.max(initial=0.0)))
-        scale_C = np.maximum(duals.price_C, floor)
-        prices = Prices(
-            duals=duals,
-            scale=Scale(tokens=float(self.problem.tokens_per_step), rho=duals.rho, nu=duals.nu),
-            scale_K=np.concatenate([scale_C, scale_C]),
-        )
-        swept = self._all(prices, goal, should_stop)
+        prices = self._prices(duals)
+        swept = self._all(self.segments, self.devices, prices, goal, should_stop)
         self._learn(swept)
         self.num_runs += sum(part.num_runs for part in swept)
         boxes = [self._box(part.segment.mode_i, r) for part in swept for r in part.ranges]
@@ -127,30 +121,67 @@ class Sweeper:
             factor=max(part.factor for part in swept),
             duals=duals,
             boxes=tuple(sorted(boxes, key=lambda box: (box.mode_i, box.upto_s))),
-            columns=tuple(
-                self.column(part.segment.mode_i, entry_K, start_K)
-                for part in swept
-                for entry_K, start_K in part.found
-            ),
+            columns=self._columns(swept),
             num_runs=sum(part.num_runs for part in swept),
         )
 
-    def _all(self, prices: Prices, goal: Goal, should_stop: Callable[[], bool]) -> list[Swept]:
+    def search(
+        self, duals: Duals, goal: Goal, left_R: FloatArray, should_stop: Callable[[], bool]
+    ) -> tuple[Column, ...]:
+        """Good replicas within what is left of the capacity rows. Nothing is learnt or proven by it."""
+        left_C = np.zeros(self.shape.devices_C.size)
+        for c in range(left_C.size):
+            weight_R = self.shape.coefficient_RC[:, c]
+            rows = np.flatnonzero(weight_R)
+            most = np.min(left_R[rows] / weight_R[rows], initial=float(self.shape.devices_C[c]))
+            left_C[c] = np.floor(max(0.0, float(most)) + 1e-9)
+        devices = self.devices._replace(devices_C=left_C, limit_R=np.maximum(left_R, 0.0))
+        return self._columns(self._all(self.segments, devices, self._prices(duals), goal, should_stop))
+
+    def _prices(self, duals: Duals) -> Prices:
+        floor = 1e-3 * max(1e-300, float(duals.price_C.max(initial=0.0)))
+        scale_C = np.maximum(duals.price_C, floor)
+        return Prices(
+            duals=duals,
+            scale=Scale(tokens=float(self.problem.tokens_per_step), rho=duals.rho, nu=duals.nu),
+            scale_K=np.concatenate([scale_C, scale_C]),
+        )
+
+    def _columns(self, swept: Sequence[Swept]) -> tuple[Column, ...]:
+        return tuple(
+            self.column(part.segment.mode_i, entry_K, start_K)
+            for part in swept
+            for entry_K, start_K in part.found
+        )
+
+    def _all(
+        self,
+        segments: Sequence[Segment],
+        devices: Devices,
+        prices: Prices,
+        goal: Goal,
+        should_stop: Callable[[], bool],
+    ) -> list[Swept]:
         """All segments, one after another or side by side; a segment's answer never depends on another's."""
         if self._pool is None:
-            return [self._one(segment, prices, goal, should_stop) for segment in self.segments]
+            return [self._one(segment, devices, prices, goal, should_stop) for segment in segments]
         halt = Event()
         futures = [
-            self._pool.submit(self._one, segment, prices, goal, halt.is_set) for segment in self.segments
+            self._pool.submit(self._one, segment, devices, prices, goal, halt.is_set) for segment in segments
         ]
         return [_wait(future, halt, should_stop) for future in futures]
 
-    def _one(self, segment: Segment, prices: Prices, goal: Goal, should_stop: Callable[[], bool]) -> Swept:
+    def _one(
+        self,
+        segment: Segment,
+        devices: Devices,
+        prices: Prices,
+        goal: Goal,
+        should_stop: Callable[[], bool],
+    ) -> Swept:
         mode_i = segment.mode_i
         scratch = self._borrow(mode_i)
-        sweep = Sweep(
-            self.paths[mode_i], self.devices, scratch, self._fill_tables[mode_i], segment, prices, goal
-        )
+        sweep = Sweep(self.paths[mode_i], devices, scratch, self._fill_tables[mode_i], segment, prices, goal)
         answer = sweep.run(should_stop)
         self._scratch[mode_i].append(scratch)
         return answer
