@@ -22,13 +22,15 @@ from planner.solve.sweep import Goal
 from planner.solve.sweeper import Certified, Sweeper
 from planner.solve.tables import FloatArray
 
-INERTIA = 0.4
+INERTIA = 0.55
 PRICE_FLOOR = 0.03
 FIRST_TOLERANCE = 0.3
 LAST_TOLERANCE = 4e-4
 COLLECT_FRACS = ((0.05, 0.9), (0.0, 0.98))
 """Replicas worth at least this share of the best are kept, by tolerance."""
 SEED_FRAC = 0.3
+FEW_COLUMNS, COLUMNS_PER_ROW = 500, 15
+"""Of the replicas a sweep brings only the best enter the master."""
 WORTH_MIN = 1e-9
 
 
@@ -109,7 +111,10 @@ class Generator:
 
     def _sweep(self, duals: Duals, goal: Goal, should_stop: Callable[[], bool]) -> Certified:
         certified = self.sweeper.run(duals, goal, should_stop)
-        self.pool.extend(certified.columns)
+        most = max(FEW_COLUMNS, COLUMNS_PER_ROW * len(self.problem.rows))
+        worth_P = np.array([_worth(column, duals) for column in certified.columns])
+        best = np.sort(np.argsort(-worth_P, kind="stable")[:most])
+        self.pool.extend(certified.columns[int(p)] for p in best)
         return certified
 
     def _is_missed(self, duals: Duals, before: int) -> bool:
