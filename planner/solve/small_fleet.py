@@ -127,11 +127,11 @@ class SmallFleet:
                 if not np.any(box.most_U > needed_U):
                     self.boxes.append(box)
                 elif is_wide(box):
-                    self.boxes += self._split(box, box.most_U > needed_U)
+                    self.boxes += self._split(box, box.most_U > self._needed_U())
                 elif self._search(box, needed_U, CHAINS_PER_BOX):
                     self.boxes.append(replace(box, most_U=np.minimum(box.most_U, needed_U)))
                 else:
-                    self.boxes += self._split(box, box.most_U > needed_U)
+                    self.boxes += self._split(box, box.most_U > self._needed_U())
             self._repack()
         np.maximum(self.ceiling_U, self.speed_U, out=self.ceiling_U)
 
