@@ -23,6 +23,8 @@ from planner.solve.sweeper import Certified, Sweeper
 from planner.solve.tables import FloatArray
 
 INERTIA = 0.55
+RELAXED_ABOVE = 0.2
+"""Coarser sweeps than this do without usage multipliers."""
 PRICE_FLOOR = 0.03
 FIRST_TOLERANCE = 0.3
 LAST_TOLERANCE = 4e-4
@@ -107,7 +109,8 @@ class Generator:
     def _goal(self, known: float) -> Goal:
         collect_frac = next(frac for least, frac in COLLECT_FRACS if self.tolerance >= least)
         factor = known * (1.0 + self.tolerance)
-        return Goal(factor=factor, tolerance=self.tolerance, collect_frac=collect_frac)
+        relaxed = self.tolerance > RELAXED_ABOVE
+        return Goal(factor=factor, tolerance=self.tolerance, collect_frac=collect_frac, relaxed=relaxed)
 
     def _sweep(self, duals: Duals, goal: Goal, should_stop: Callable[[], bool]) -> Certified:
         certified = self.sweeper.run(duals, goal, should_stop)
