@@ -29,9 +29,11 @@ from costmodels.measured_profile import (
     RunFacts,
     repair_times,
 )
+from costmodels.profile_faults import profile_faults
 from policies.errors import InputError
 
 SCHEMA = "echelon/profile/1"
+ANEW = "measure and write it anew"
 
 
 def read_json(path: Path) -> Any:
@@ -42,7 +44,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as fault:
+    except (OSError, ValueError, RecursionError) as fault:
         raise InputError("profile-unreadable", f"{path}: {fault}", hint="give a file of JSON") from fault
 
 
@@ -151,7 +153,8 @@ def profile_from_document(document: object) -> Profile:
     """The profile that `profile_to_document` wrote.
 
     Raises:
-        InputError: `profile-schema` for another schema, `profile-incomplete` for a missing or malformed part.
+        InputError: `profile-schema` for another schema, `profile-incomplete` for a missing or malformed part;
+            figures that the formulas can't work with are all listed in its faults.
     """
     if not isinstance(document, Mapping) or document.get("schema") != SCHEMA:
         found = document.get("schema") if isinstance(document, Mapping) else type(document).__name__
@@ -159,7 +162,7 @@ def profile_from_document(document: object) -> Profile:
     try:
         facts = dict(document["facts"])
         facts["origins"] = {name: Origin(**origin) for name, origin in facts.get("origins", {}).items()}
-        return Profile(
+        profile = Profile(
             model_name=str(document["model"]),
             times={
                 d: {int(tp): _times(value) for tp, value in by_tp.items()}
@@ -173,10 +176,15 @@ def profile_from_document(document: object) -> Profile:
             inner={(value["type"], int(value["count"])): _curve(value) for value in document["inner"]},
             facts=RunFacts(**facts),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as fault:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as fault:
         raise InputError(
-            "profile-incomplete", f"profile: {type(fault).__name__} {fault}", hint="measure and write it anew"
+            "profile-incomplete", f"profile: {type(fault).__name__} {fault}", hint=ANEW
         ) from fault
+    faults = profile_faults(profile)
+    if faults:
+        message = f"profile of {profile.model_name}: {len(faults)} of its figures can't be used"
+        raise InputError("profile-incomplete", message, faults=faults, hint=ANEW)
+    return profile
 
 
 def _times(value: Mapping[str, Any]) -> LayerTimes:

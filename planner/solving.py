@@ -35,9 +35,9 @@ VERSIONED = ("echelon", "numpy", "ortools", "pulp")
 class Request:
     """What is asked for besides the inputs. `warm_start` and `keep` are earlier plans.
 
-    Without `cost_model_settings` the cost model gets what the inputs say (`cost_settings`). A warm start
-    enters as incumbent. A plan to keep does so too, stands when it is good enough, and decides which hosts
-    are taken where there is a choice.
+    `cost_model_settings` come on top of what the inputs say to a built-in cost model (`cost_settings`). A
+    warm start enters as incumbent. A plan to keep does so too, stands when it is good enough, and decides
+    which hosts are taken where there is a choice.
     """
 
     solver: str = "decomposition"
@@ -103,17 +103,19 @@ def solve_inputs(inputs: Inputs, request: Request, limits: Limits, *, processes:
 
 
 def cost_settings(inputs: Inputs, request: Request) -> dict[str, Any]:
-    """The cost model's settings: those asked for, else what the inputs say to the analytic one.
+    """The cost model's settings: what the inputs say to a built-in one, under those asked for.
 
-    That is the memory the fleet reserves, and whether the boundary plane's copies are held because something
-    crosses a boundary.
+    That is the memory the fleet reserves and, for the analytic one, whether the boundary plane's copies are
+    held because something crosses a boundary.
     """
-    if request.cost_model_settings is not None:
-        return dict(request.cost_model_settings)
+    asked = dict(request.cost_model_settings or {})
+    if request.cost_model == "measured":
+        return {"memory_reserve_frac": inputs.fleet.memory_reserve_frac} | asked
     if request.cost_model != "analytic":
-        return {}
+        return asked
     names = inputs.policy.boundaries if inputs.policy.boundaries is not None else inputs.fleet.boundaries
-    return {"memory_reserve_frac": inputs.fleet.memory_reserve_frac, "sync_layer": len(names) > 1}
+    said = {"memory_reserve_frac": inputs.fleet.memory_reserve_frac, "sync_layer": len(names) > 1}
+    return said | asked
 
 
 def plan_settings(inputs: Inputs, request: Request, *, without: Sequence[str] = ()) -> dict[str, Any]:

@@ -14,11 +14,14 @@ from planner.cli.solve_options import (
     ExecutorName,
     Goal,
     ObjectiveName,
+    ProfileFile,
     TokensMin,
+    read_cost_settings,
 )
 
 if TYPE_CHECKING:
     from planner.explain.answer import Explanation
+    from planner.solving import Request
 
 METAVAR = "PLAN | FLEET MODEL [POLICY]"
 SECONDS = 20.0
@@ -45,6 +48,7 @@ def register(app: typer.Typer) -> None:
         tokens_per_s_min: TokensMin = None,
         executor: Executor = ExecutorName.ANY,
         cost_model: CostModelName = "analytic",
+        profile: ProfileFile = None,
     ) -> None:
         """Say what binds in a plan, or why no plan exists.
 
@@ -54,13 +58,16 @@ def register(app: typer.Typer) -> None:
         """
         console = console_of(ctx)
         if len(files) == 1:
+            if profile is not None:
+                raise typer.BadParameter("a plan holds its own profile; leave it out", param_hint="--profile")
             _explain_plan(console, files[0], stage, deep)
         elif len(files) > 3:
             raise typer.BadParameter("one plan, or fleet, model and policy", param_hint=METAVAR)
         elif stage is not None:
             raise typer.BadParameter("names a stage of a plan, not of input files", param_hint="--stage")
         else:
-            _explain_inputs(console, files, objective, tokens_per_s_min, executor, cost_model, deep)
+            request = _request(objective, tokens_per_s_min, executor, cost_model, profile)
+            _explain_inputs(console, files, request, deep)
 
 
 def _explain_plan(console: Console, path: Path, stage: str | None, deep: bool) -> None:
@@ -85,27 +92,31 @@ def _explain_plan(console: Console, path: Path, stage: str | None, deep: bool) -
     _tell(console, explanation)
 
 
-def _explain_inputs(
-    console: Console,
-    files: list[Path],
+def _request(
     objective: ObjectiveName,
     tokens_per_s_min: float | None,
     executor: ExecutorName,
     cost_model: str,
-    deep: bool,
-) -> None:
-    from planner.explain.infeasible import explain_infeasible
-    from planner.files import load_inputs
+    profile: Path | None,
+) -> Request:
     from planner.problem import Objective, ObjectiveKind
-    from planner.solving import Request, problem_of
+    from planner.solving import Request
 
     if tokens_per_s_min is not None and objective is not ObjectiveName.PRICE:
         raise typer.BadParameter("only with --objective price", param_hint="--tokens-per-s-min")
-    request = Request(
+    return Request(
         objective=Objective(kind=ObjectiveKind(objective.value), tokens_per_s_min=tokens_per_s_min),
         executor=executor.value,
         cost_model=cost_model,
+        cost_model_settings=read_cost_settings(cost_model, profile),
     )
+
+
+def _explain_inputs(console: Console, files: list[Path], request: Request, deep: bool) -> None:
+    from planner.explain.infeasible import explain_infeasible
+    from planner.files import load_inputs
+    from planner.solving import problem_of
+
     problem = problem_of(load_inputs(*files), request)
     with console.progress() as progress:
         explanation = explain_infeasible(

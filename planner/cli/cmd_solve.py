@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ from planner.cli.solve_options import (
     ObjectiveName,
     Output,
     PolicyFile,
+    ProfileFile,
     Seed,
     Solver,
     SolverName,
@@ -35,6 +37,7 @@ from planner.cli.solve_options import (
     WarmStart,
     parse_deadline,
     parse_frac,
+    read_cost_settings,
 )
 from policies.errors import ExcessTooLargeError, InfeasibleError, InputError, NoPlanInTimeError
 
@@ -68,6 +71,7 @@ def register(app: typer.Typer) -> None:
         warm_start: WarmStart = None,
         keep: Keep = None,
         cost_model: CostModelName = "analytic",
+        profile: ProfileFile = None,
     ) -> None:
         """Find the best topology and prove how far from the best it can be.
 
@@ -81,10 +85,15 @@ def register(app: typer.Typer) -> None:
         started_s = time.monotonic()
         asked_frac = None if max_excess is None else parse_frac(max_excess, "--max-excess")
         deadline_s = parse_deadline(deadline)
+        cost_settings = read_cost_settings(cost_model, profile)
         if output is not None:
             require_writable(output)
         inputs = load_inputs(fleet, model, policy)
-        request = _request(solver, objective, tokens_per_s_min, executor, cost_model, warm_start, keep)
+        request = replace(
+            _request(solver, objective, tokens_per_s_min, executor, warm_start, keep),
+            cost_model=cost_model,
+            cost_model_settings=cost_settings,
+        )
         with console.progress() as shown, interruptible() as asked_to_stop:
             limits = Limits(
                 deadline_s=deadline_s,
@@ -144,7 +153,6 @@ def _request(
     objective: ObjectiveName,
     tokens_per_s_min: float | None,
     executor: ExecutorName,
-    cost_model: str,
     warm_start: Path | None,
     keep: Path | None,
 ) -> Request:
@@ -158,7 +166,6 @@ def _request(
         solver=solver.value,
         objective=Objective(kind=ObjectiveKind(objective.value), tokens_per_s_min=tokens_per_s_min),
         executor=executor.value,
-        cost_model=cost_model,
         warm_start=None if warm_start is None else read_plan(warm_start),
         keep=None if keep is None else read_plan(keep),
     )

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from policies.errors import Fault, InputError
+
+MEASURED = "measured"
 
 
 class SolverName(StrEnum):
@@ -71,6 +75,10 @@ Keep = Annotated[
     typer.Option("--keep", help="A plan whose devices should stay in place.", show_default=False),
 ]
 CostModelName = Annotated[str, typer.Option("--cost-model", help="Registered cost model that prices stages.")]
+ProfileFile = Annotated[
+    Path | None,
+    typer.Option("--profile", help="The profile that --cost-model measured prices by.", show_default=False),
+]
 
 
 def parse_deadline(text: str) -> float:
@@ -101,3 +109,39 @@ def parse_frac(text: str, name: str) -> float:
     if not 0.0 <= fraction < float("inf"):
         raise typer.BadParameter(f"`{text}` is no share such as 1% or 0.01", param_hint=name)
     return fraction
+
+
+def read_cost_settings(cost_model: str, profile: Path | None) -> dict[str, Any] | None:
+    """What the command line says to the cost model: the content of the profile file, or nothing.
+
+    It stands in the plan as it was understood, so that the plan alone is enough to price it again.
+
+    Raises:
+        typer.BadParameter: a profile for a cost model that takes none.
+        InputError: `cost-model-settings` when a profile is needed, `profile-unreadable`, `profile-schema`
+            or `profile-incomplete` with the file's name.
+    """
+    if cost_model != MEASURED:
+        if profile is not None:
+            raise typer.BadParameter(
+                f"cost model `{cost_model}` takes no profile; add --cost-model {MEASURED}, or leave it out",
+                param_hint="--profile",
+            )
+        return None
+    if profile is None:
+        raise InputError(
+            "cost-model-settings",
+            f"cost model `{MEASURED}` prices by a profile, and none is given",
+            hint="name one: --profile FILE; docs/measured.md, section 5, says what is in it",
+        )
+    from costmodels.profile_io import profile_from_document, profile_to_document, read_json
+
+    document = read_json(profile)
+    try:
+        return {"profile": profile_to_document(profile_from_document(document))}
+    except InputError as error:
+        faults = [
+            Fault(place=f"{profile}: {fault.place}", value=fault.value, limit=fault.limit, hint=fault.hint)
+            for fault in error.faults
+        ]
+        raise InputError(error.code, f"{profile}: {error.message}", faults=faults, hint=error.hint) from error

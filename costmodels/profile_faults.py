@@ -1,0 +1,107 @@
+"""What is wrong with the figures of a profile: each with its place, so that none is found halfway through.
+
+Legend of array suffixes: L layers, M profiled micro-batch sizes (ascending).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields
+from itertools import pairwise
+from math import isfinite
+
+import numpy as np
+
+from costmodels.interface import FloatArray
+from costmodels.measured_profile import LayerTimes, LinkCurve, Profile, RunFacts
+from policies.errors import Fault
+
+NOT_NEGATIVE = "numbers of 0 or more"
+
+
+def profile_faults(profile: Profile) -> list[Fault]:
+    """Every figure that the formulas can't work with; empty for a sound profile.
+
+    Tables must have one column per layer and one row per micro-batch size, seconds and bytes must be finite
+    and not negative, and every link must carry something at any payload.
+    """
+    found = [
+        Fault(place=name, value="nothing", limit=f"at least one {what}")
+        for name, held, what in (
+            ("times", any(profile.times.values()), "device type and tensor degree"),
+            ("sizes", profile.sizes, "tensor degree"),
+        )
+        if not held
+    ]
+    if profile.sizes:
+        found += _size_faults(profile)
+        for type_name, by_degree in profile.times.items():
+            for degree, times in by_degree.items():
+                place = f"times.{type_name}.{degree}"
+                found += _degree_faults(place, degree)
+                found += _times_faults(place, times, profile.num_layers)
+    for ends, curve in [*profile.outer.items(), *profile.inner.items()]:
+        kind = "inner" if isinstance(ends[1], int) else "outer"
+        found += _curve_faults(f"{kind}[{ends[0]}, {ends[1]}]", curve)
+    return found + list(_fact_faults(profile.facts))
+
+
+def _size_faults(profile: Profile) -> Iterator[Fault]:
+    for degree, sizes in profile.sizes.items():
+        yield from _degree_faults(f"sizes.{degree}", degree)
+        for column in fields(sizes):
+            values_L = getattr(sizes, column.name)
+            yield from _array_faults(f"sizes.{degree}.{column.name}", values_L, (profile.num_layers,))
+
+
+def _times_faults(place: str, times: LayerTimes, num_layers: int) -> Iterator[Fault]:
+    counts = times.micro_batch_sizes
+    if not counts or counts[0] < 1 or any(a >= b for a, b in pairwise(counts)):
+        limit = "at least one whole number above 0, ascending"
+        yield Fault(place=f"{place}.micro_batch_sizes", value=str(list(counts))[:60], limit=limit)
+    for name in ("forward_s_ML", "backward_s_ML", "update_s_ML"):
+        yield from _array_faults(f"{place}.{name}", getattr(times, name), (len(counts), num_layers))
+
+
+def _degree_faults(place: str, degree: int) -> Iterator[Fault]:
+    if degree < 1:
+        yield Fault(place=place, value=str(degree), limit="a tensor degree of 1 or more")
+
+
+def _array_faults(place: str, values: FloatArray, shape: tuple[int, ...]) -> Iterator[Fault]:
+    if values.shape != shape or 0 in shape:
+        yield Fault(place=place, value=_by(values.shape), limit=f"{_by(shape)}, not empty")
+        return
+    bad = np.argwhere(~(np.isfinite(values) & (values >= 0.0)))
+    if len(bad):
+        at = tuple(int(i) for i in bad[0])
+        inside = "".join(f"[{i}]" for i in at)
+        yield Fault(place=place + inside, value=f"{float(values[at])!r}", limit=NOT_NEGATIVE)
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " by ".join(str(size) for size in shape) + " numbers" if shape else "one number"
+
+
+def _curve_faults(place: str, curve: LinkCurve) -> Iterator[Fault]:
+    figures = (*curve.gigabytes_per_s, curve.ceiling_bytes_per_s, curve.smallest_bytes, curve.latency_s)
+    if not all(map(isfinite, figures)) or curve.smallest_bytes <= 0.0 or curve.latency_s < 0.0:
+        yield Fault(place=place, value="a figure out of range", limit="finite ones, latency_s 0 or more")
+    elif not curve.gigabytes_per_s or curve.bytes_per_s(curve.smallest_bytes) <= 0.0:
+        yield Fault(
+            place=place, value="no bytes/s", limit="a rate above 0 at smallest_bytes, and so beyond it"
+        )
+
+
+def _fact_faults(facts: RunFacts) -> Iterator[Fault]:
+    for entry in fields(facts):
+        value = getattr(facts, entry.name)
+        if entry.name == "origins":
+            continue
+        if entry.name in ("scatter_border", "fused_update"):
+            if not isinstance(value, bool):
+                yield Fault(place=f"facts.{entry.name}", value=repr(value)[:60], limit="true or false")
+        elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+            yield Fault(place=f"facts.{entry.name}", value=repr(value)[:60], limit="a number of 0 or more")
+        elif entry.name == "memory_bytes_per_s" and value == 0:
+            yield Fault(place=f"facts.{entry.name}", value="0", limit="a rate above 0")
