@@ -28,7 +28,7 @@ from planner.solve.side_by_side import PROCESSES
 from planner.solve.small_master import objective_value
 from policies.errors import InfeasibleError, NoPlanInTimeError
 
-VERSIONED = ("echelon", "numpy", "ortools", "pulp")
+VERSIONED = ("echelon", "numpy", "numba", "ortools", "pulp")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

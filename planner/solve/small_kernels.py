@@ -61,6 +61,33 @@ def stage_costs(
 
 
 @compiled
+def step_back(
+    behind_USK: FloatArray,
+    onward_USK: FloatArray,
+    hop_SS: FloatArray,
+    allowed_A: IntArray,
+    live_U: NDArray[np.bool_],
+) -> bool:
+    """Least cost of going on from each site, and on which counts that is possible; False when on none."""
+    num_sites, num_K = hop_SS.shape[0], behind_USK.shape[2]
+    any_live = False
+    for u in allowed_A:
+        live_U[u] = False
+        for s in range(num_sites):
+            for k in range(num_K):
+                onward_USK[u, s, k] = np.inf
+            for t in range(num_sites):
+                if behind_USK[u, t, num_K - 1] < np.inf and hop_SS[s, t] < np.inf:
+                    live_U[u] = True
+                    for k in range(num_K):
+                        ahead = behind_USK[u, t, k] + hop_SS[s, t]
+                        if ahead < onward_USK[u, s, k]:
+                            onward_USK[u, s, k] = ahead
+        any_live = any_live or live_U[u]
+    return any_live
+
+
+@compiled
 def least_fills(
     cost_QHJK: FloatArray,
     hop_SS: FloatArray,
@@ -95,21 +122,7 @@ def least_fills(
                 behind_USK[u, s, k] = min(behind_USK[u, s, k], cost_QHJK[0, 1, j, k])
     for depth in range(1, num_stages):
         level = min(depth, num_levels - 1)
-        any_live = False
-        for u in allowed_A:
-            live_U[u] = False
-            for s in range(num_sites):
-                for k in range(num_K):
-                    onward_USK[u, s, k] = np.inf
-                for t in range(num_sites):
-                    if behind_USK[u, t, num_K - 1] < np.inf and hop_SS[s, t] < np.inf:
-                        live_U[u] = True
-                        for k in range(num_K):
-                            ahead = behind_USK[u, t, k] + hop_SS[s, t]
-                            if ahead < onward_USK[u, s, k]:
-                                onward_USK[u, s, k] = ahead
-            any_live = any_live or live_U[u]
-        if not any_live:
+        if not step_back(behind_USK, onward_USK, hop_SS, allowed_A, live_U):
             break
         for u in allowed_A:
             for s in range(num_sites):
