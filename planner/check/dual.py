@@ -5,11 +5,13 @@ one of the boxes (y_lo, y_hi]. Step time is at least w + y, with w the fill time
 no better than (W / (w + y_lo) + nu) / (c + rho) per unit of price, c being the price of its devices. Each cut
 a w + b c >= v, with v found here over all paths that stay inside the box, narrows what (w, c) can be. Charges
 lambda_c (devices of class c used - devices there are), per visit of the class's site or once per path, are
-never positive for a real replica, so v stays valid with them. docs/certificate.md has the whole argument.
+never positive for a real replica, so v stays valid with them. A cut may leave out paths that use some classes
+more often than they have devices, since no real replica does. docs/certificate.md has the whole argument.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +21,7 @@ import numpy as np
 from planner.check.columns import ColumnSource, FloatArray, ModeColumns
 from planner.check.hull import Cut, largest_ratio
 from planner.check.multipliers import Multipliers, figure
-from planner.check.relaxed import BoxPaths, Weights
+from planner.check.relaxed import BoxPaths, Stocks, Weights
 from planner.check.report import REL_TOLERANCE, Findings, Reporter
 from planner.check.searched import BoxSearch, Charges, TooManyChainsError
 from planner.problem import BoundaryProblem
@@ -27,6 +29,8 @@ from planner.problem import BoundaryProblem
 # A factor above the derived one is true as well, only weaker: solvers may round to the safe side. One that is
 # further off was not made by these boxes and cuts.
 FACTOR_TOLERANCE = 2e-3
+# Combinations of device counts of tracked classes that a cut may tell apart.
+STOCKS_MAX = 1024
 
 
 @dataclass(slots=True, kw_only=True)
@@ -169,7 +173,14 @@ class DualCheck:
         price_C = stated["c"] * self.multipliers.price_C + visit_C + once_C
         charged = Weights(seconds=stated["w"], price_J=columns.usage_JC @ price_C, start_S=start_S)
         self.num_paths += 1
-        least = paths.least(charged) - float(once_C @ available_C)
+        tracked = list(stated.get("tracked", ()))
+        if tracked:
+            limit_H = available_C[tracked].astype(np.int64)
+            stocks = Stocks(need_JH=columns.usage_JC[:, tracked], limit_H=limit_H)
+            least = paths.least_stocked(charged, stocks)
+        else:
+            least = paths.least(charged)
+        least -= float(once_C @ available_C)
         return least, REL_TOLERANCE * float((visit_C + once_C) @ available_C)
 
     def _read_cuts(self, cuts: Sequence[Any], place: str) -> list[dict[str, Any]] | None:
@@ -180,11 +191,16 @@ class DualCheck:
             charges = {
                 key: _read_charges(cut.get(key, {}), len(self.problem.classes)) for key in ("visit", "once")
             }
-            if None in (*weights.values(), *charges.values()):
-                limit = "weights w, c >= 0 and a charge >= 0 per class"
+            tracked = _read_tracked(cut.get("tracked", []), len(self.problem.classes))
+            if tracked is None or None in (*weights.values(), *charges.values()):
+                limit = "weights w, c >= 0, a charge >= 0 per class, and tracked classes each once"
                 self.findings.add("proof-multipliers", f"{place}[{i}]", dict(cut), limit)
                 return None
-            read.append({**weights, **charges})
+            num_stocks = math.prod(self.problem.classes[c].num_devices + 1 for c in tracked)
+            if num_stocks > STOCKS_MAX:
+                self.findings.add("proof-size", f"{place}[{i}].tracked", num_stocks, STOCKS_MAX)
+                return None
+            read.append({**weights, **charges, "tracked": tracked})
         return read
 
 
@@ -206,6 +222,14 @@ def _read_charges(value: object, num_classes: int) -> dict[int, float] | None:
             return None
         charges[int(name)] = number
     return charges
+
+
+def _read_tracked(value: object, num_classes: int) -> list[int] | None:
+    if not isinstance(value, list | tuple) or len(set(map(str, value))) != len(value):
+        return None
+    if any(isinstance(c, bool) or not isinstance(c, int) or not 0 <= c < num_classes for c in value):
+        return None
+    return list(value)
 
 
 def _list(value: object) -> Sequence[Any]:

@@ -25,12 +25,16 @@ class Duals:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cut:
-    """`time_weight * w + price_weight * c >= value` for every real path, under multipliers `usage_2C`."""
+    """`time_weight * w + price_weight * c >= value` for every real path, under multipliers `usage_2C`.
+
+    It takes for granted that no path uses a class of `tracked` more often than it has devices.
+    """
 
     time_weight: float
     price_weight: float
     value: float
     usage_2C: FloatArray | None
+    tracked: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

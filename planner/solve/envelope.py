@@ -1,8 +1,9 @@
 """Cuts `theta * w + c >= value` in the plane of fill time w and price c, and the corners they leave.
 
-A path with load above y is worth at most h(w, c, y) = (W / (w + y) + nu) / (c + rho). That falls in w and c and
-its level sets are convex, so over the cuts it is largest at a corner of their lower-left border. Turned round:
-a corner needs loads of at least `W / (factor * (c + rho) - nu) - w` for its worth to stay within a factor.
+A path with load above y is worth at most h(w, c, y) = (W / (w + y) + nu) / (c + rho). That falls in w and c
+and its level sets are convex, so over the cuts it is largest at a corner of their lower-left border. Turned
+round: a corner needs loads of at least `W / (factor * (c + rho) - nu) - w` for its worth to stay within a
+factor.
 """
 
 from __future__ import annotations
@@ -18,12 +19,16 @@ CUTS_PER_RANGE = 6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """One cut: `theta * w + c >= value` under `usage_2C`, for all paths with loads up to `upto_s`."""
+    """One cut: `theta * w + c >= value` under `usage_2C`, for all paths with loads up to `upto_s`.
+
+    Paths that use a class of `tracked` more often than it has devices were left out.
+    """
 
     theta: float
     value: float
     usage_2C: FloatArray | None
     upto_s: float
+    tracked: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

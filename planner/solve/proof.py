@@ -38,12 +38,13 @@ def _box(box: BoxProof) -> dict[str, Any]:
 
 
 def _cut(cut: Cut) -> dict[str, Any]:
-    """Weights and the positive usage multipliers by class."""
+    """Weights, the positive usage multipliers by class, and the tracked classes if any."""
     visit: dict[str, float] = {}
     once: dict[str, float] = {}
     if cut.usage_2C is not None:
         visit, once = _positive(cut.usage_2C[0]), _positive(cut.usage_2C[1])
-    return {"w": float(cut.time_weight), "c": float(cut.price_weight), "visit": visit, "once": once}
+    weights = {"w": float(cut.time_weight), "c": float(cut.price_weight), "visit": visit, "once": once}
+    return {**weights, "tracked": list(cut.tracked)} if cut.tracked else weights
 
 
 def _positive(values_C: FloatArray) -> dict[str, float]:

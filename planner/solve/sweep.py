@@ -2,26 +2,28 @@
 
 At load limit y the cuts `theta * w + c >= value` hold for every real path with load at most y, hence for all
 lower limits too. No path with load in (y', y] is worth more than the factor once y' is at least what every
-corner of the cuts needs. So the sweep closes (y', y], goes on at y' with all its cuts, and runs a shortest path
-only where a corner needs more than that. A replica worth more than the factor raises it.
+corner of the cuts needs. So the sweep closes (y', y], goes on at y' with all its cuts, and runs a shortest
+path only where a corner needs more than that. A replica worth more than the factor raises it.
 
-Legend: C device classes, S sites, K = 2C usage multipliers (visit, then once), P paths of a bundle.
+Legend: C device classes, S sites, K = 2C usage multipliers (visit, then once).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, sqrt
 
 import numpy as np
 
 from planner.solve.boxes import Duals
+from planner.solve.bundle import Bundle, Priced, Reached
 from planner.solve.envelope import Corner, Envelope, Line, Scale
 from planner.solve.path_kernels import Devices, Scratch, price_paths
 from planner.solve.paths import Int32Array, Paths
 from planner.solve.tables import FloatArray
-from planner.solve.usage_kernels import project
+from planner.solve.tracked_kernels import price_tracked
+from planner.solve.tracking import Tracker, without
 
 STEP_SHARE = 0.25
 """Share of the tolerance, of the step time, that a closed range of loads should at least be wide."""
@@ -34,7 +36,9 @@ TRIES = 14
 TIRED_TIGHTENINGS = 2
 TIRED_TRIES = 1
 """Where the last range had to be forced, the next is hardly easier: less is tried until a cut improves."""
-BUNDLE = 10
+TRACK_TOLERANCE = 0.02
+"""Sweeps of at most this tolerance count classes exactly where usage multipliers don't do."""
+TRACKINGS = 3
 CLOSE = 1e-7
 
 
@@ -51,8 +55,8 @@ class Prices:
 class Goal:
     """Hope for `factor`; what is shown may be `tolerance` more than the best replica's worth.
 
-    Replicas worth `collect_frac` of the best are kept. A `relaxed` sweep takes paths for replicas that the fleet
-    can't form: quicker, and its factor is the larger for it.
+    Replicas worth `collect_frac` of the best are kept. A `relaxed` sweep takes paths for replicas that the
+    fleet can't form: quicker, and its factor is the larger for it.
     """
 
     factor: float
@@ -63,13 +67,14 @@ class Goal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """Loads in (bottom_s, top_s] of one mode, and the angle and usage multipliers to begin with."""
+    """Loads in (bottom_s, top_s] of one mode; angle, usage multipliers and tracked classes to begin with."""
 
     mode_i: int
     top_s: float
     bottom_s: float
     theta: float
     usage_2C: FloatArray
+    tracked: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,45 +101,6 @@ class Swept:
     found: tuple[FoundPath, ...]
     lines: tuple[Line, ...]
     num_runs: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Priced:
-    """The cheapest path of a run; `value` is a lower bound on the cost of every real path."""
-
-    value: float
-    fill_s: float
-    price: float
-    load_s: float
-    real: bool
-
-
-class Bundle:
-    """Recent paths, each linear in the usage multipliers."""
-
-    def __init__(self, num_multipliers: int) -> None:
-        self.slope_PK = np.zeros((BUNDLE, num_multipliers))
-        self.fill_P = np.zeros(BUNDLE)
-        self.price_P = np.zeros(BUNDLE)
-        self.load_P = np.full(BUNDLE, inf)
-        self._push_P = np.zeros(BUNDLE)
-        self._next = 0
-
-    def add(self, priced: _Priced, slope_K: FloatArray) -> None:
-        """Remember a path; the oldest makes room."""
-        p = self._next
-        self.slope_PK[p] = slope_K
-        self.fill_P[p], self.price_P[p], self.load_P[p] = priced.fill_s, priced.price, priced.load_s
-        self._next = (p + 1) % BUNDLE
-
-    def propose(
-        self, start_2C: FloatArray, theta: float, level: float, upto_s: float, scale_K: FloatArray
-    ) -> FloatArray:
-        """Multipliers near `start_2C` at which each remembered path costs `level`, or nearly so."""
-        need_P = np.where(self.load_P <= upto_s, level - theta * self.fill_P - self.price_P, -inf)
-        out_K = np.empty(start_2C.size)
-        project(start_2C.reshape(-1), self.slope_PK, need_P, scale_K, self._push_P, out_K)
-        return out_K.reshape(start_2C.shape)
 
 
 class Sweep:
@@ -166,6 +132,8 @@ class Sweep:
         self.found: dict[bytes, FoundPath] = {}
         self.num_runs = 0
         self.tired = False
+        self.tracker = Tracker(paths, devices)
+        self.tracks = goal.tolerance <= TRACK_TOLERANCE and not goal.relaxed
 
     def run(self, should_stop: Callable[[], bool]) -> Swept:
         """Sweep from the segment's top to its bottom."""
@@ -181,11 +149,12 @@ class Sweep:
 
     def _sweep(self, should_stop: Callable[[], bool]) -> bool:
         """Whether the bottom was reached."""
-        if not self._probe(0.0, self.nothing_2C):
+        if not self._probe(0.0, self.nothing_2C, ()):
             return True
         theta = self.segment.theta
         usage_2C: FloatArray | None = self.segment.usage_2C
-        if theta > 0.0 and not self._probe(theta, usage_2C):
+        tracked = self.segment.tracked if self.tracks else ()
+        if theta > 0.0 and not self._probe(theta, usage_2C, tracked):
             return True
         tries, exact_fill = 0, self.paths.fill <= 0.0
         while not should_stop():
@@ -200,11 +169,11 @@ class Sweep:
                 theta = self._theta(corner)
                 near = self.envelope.nearest(theta) if theta > 0.0 else self.envelope.lines[-1]
                 if theta > 0.0 or self.paths.fill <= 0.0:
-                    usage_2C = usage_2C if near is None else near.usage_2C
+                    usage_2C, tracked = (usage_2C, tracked) if near is None else (near.usage_2C, near.tracked)
                 else:
-                    usage_2C = self.nothing_2C
+                    usage_2C, tracked = self.nothing_2C, ()
                 reached = theta * corner.fill_s + corner.price
-                if not self._probe(theta, usage_2C, corner):
+                if not self._probe(theta, usage_2C, tracked, corner):
                     return True
                 if self.lines[-1].value > reached + CLOSE * abs(reached):
                     self.tired = False
@@ -267,24 +236,20 @@ class Sweep:
             lifted = self.prices.scale.worth(corner.fill_s, corner.price, self._next_s(corner))
             self.factor = max(self.factor, lifted) * (1.0 + 1e-9)
 
-    def _run(self, theta: float, price_weight: float, usage_2C: FloatArray) -> _Priced:
+    def _run(
+        self, theta: float, price_weight: float, usage_2C: FloatArray, tracked: tuple[int, ...] = ()
+    ) -> Priced:
         """One shortest path; replicas worth enough are kept, and one worth more than the factor raises it."""
         self.num_runs += 1
         duals, scratch = self.prices.duals, self.scratch
-        value, fill_s, price, load_s, real, num_found, worth = price_paths(
-            self.paths,
-            self.devices,
-            scratch,
-            self.upto_s,
-            theta,
-            price_weight,
-            usage_2C,
-            duals.price_C,
-            duals.rho,
-            duals.nu,
-            self.prices.scale.tokens,
-            self.known * self.collect_frac,
-        )
+        weights = (self.upto_s, theta, price_weight, usage_2C, duals.price_C, duals.rho, duals.nu)
+        least = (self.prices.scale.tokens, self.known * self.collect_frac)
+        if tracked:
+            counts = self.tracker.scratch(tracked)
+            priced = price_tracked(self.paths, self.devices, scratch, counts, *weights, *least)
+        else:
+            priced = price_paths(self.paths, self.devices, scratch, *weights, *least)
+        value, fill_s, price, load_s, real, num_found, worth = priced
         for i in range(num_found):
             entry_K = scratch.found_IK[i, : scratch.size_I[i]].copy()
             start_K = scratch.begin_IK[i, : scratch.size_I[i]].copy()
@@ -293,7 +258,7 @@ class Sweep:
             worth = max(worth, self.prices.scale.worth(fill_s, price, load_s))
         if worth > self.factor:
             self.factor, self.known = worth * (1.0 + 0.5 * self.tolerance), worth
-        return _Priced(value=value, fill_s=fill_s, price=price, load_s=load_s, real=real)
+        return Priced(value=value, fill_s=fill_s, price=price, load_s=load_s, real=real)
 
     def _measure_fill(self) -> bool:
         """Find the exact least fill time under the present limit; says whether that was news."""
@@ -302,28 +267,39 @@ class Sweep:
         self.envelope.raise_least_w(fill_s)
         return news
 
-    def _probe(self, theta: float, usage_2C: FloatArray | None, corner: Corner | None = None) -> bool:
-        """Add the cut of an angle, with better usage multipliers if the corner asks for them.
+    def _probe(
+        self,
+        theta: float,
+        usage_2C: FloatArray | None,
+        tracked: tuple[int, ...],
+        corner: Corner | None = None,
+    ) -> bool:
+        """Add the cut of an angle, a better one if the corner asks for it.
 
         False when there is no path at all, which closes everything below.
         """
         usage_2C = self.nothing_2C if usage_2C is None else usage_2C
-        priced = self._run(theta, 1.0, usage_2C)
+        priced = self._run(theta, 1.0, usage_2C, tracked)
         if priced.value == inf:
-            line = Line(theta=theta, value=inf, usage_2C=None, upto_s=self.upto_s)
+            line = Line(theta=theta, value=inf, usage_2C=None, upto_s=self.upto_s, tracked=tracked)
             bottom_s = self.segment.bottom_s
             self.ranges.append(
                 Range(from_s=bottom_s, upto_s=self.upto_s, least_w=self.envelope.least_w, lines=(line,))
             )
             return False
-        value = priced.value
+        cut = Reached(value=priced.value, usage_2C=usage_2C, tracked=tracked)
         if corner is not None and not self.relaxed and (theta > 0.0 or self.paths.fill <= 0.0):
             reached = theta * corner.fill_s + corner.price
-            charged = value < (theta * priced.fill_s + priced.price) * (1.0 - 1e-9)
-            if (charged or not priced.real) and value <= reached + CLOSE * abs(reached):
-                value, usage_2C = self._tighten(theta, usage_2C, priced, self._wanted(theta, corner, reached))
-        used = usage_2C if usage_2C.any() else None
-        line = Line(theta=theta, value=value, usage_2C=used, upto_s=self.upto_s)
+            charged = cut.value < (theta * priced.fill_s + priced.price) * (1.0 - 1e-9)
+            if (charged or not priced.real) and cut.value <= reached + CLOSE * abs(reached):
+                cut = self._improve(theta, cut, priced, self._wanted(theta, corner, reached))
+        line = Line(
+            theta=theta,
+            value=cut.value,
+            usage_2C=cut.usage_2C if cut.usage_2C.any() else None,
+            upto_s=self.upto_s,
+            tracked=cut.tracked,
+        )
         self.lines.append(line)
         self.envelope.add(line)
         return True
@@ -338,25 +314,49 @@ class Sweep:
         speed = scale.tokens / (touch_w + goal_s) + scale.nu
         return max(theta * touch_w + speed / self.factor - scale.rho, reached + 1e-4 * abs(reached))
 
-    def _tighten(
-        self, theta: float, usage_2C: FloatArray, priced: _Priced, wanted: float
-    ) -> tuple[float, FloatArray]:
-        """Raise usage multipliers until the cut reaches `wanted` or nothing more is to be had."""
-        best, best_2C, level = priced.value, usage_2C, wanted
-        for _ in range(TIRED_TIGHTENINGS if self.tired else TIGHTENINGS):
-            self.bundle.add(priced, self._slope_K())
-            usage_2C = self.bundle.propose(best_2C, theta, level, self.upto_s, self.prices.scale_K)
-            priced = self._run(theta, 1.0, usage_2C)
-            better = priced.value > best
-            if better:
-                best, best_2C = priced.value, usage_2C
-            if best >= wanted * (1.0 - 1e-9):
+    def _improve(self, theta: float, cut: Reached, priced: Priced, wanted: float) -> Reached:
+        """Better usage multipliers; where these don't do, classes are tracked."""
+        best = self._tighten(theta, cut, priced, wanted)
+        for _ in range(TRACKINGS if self.tracks else 0):
+            if best.value >= wanted * (1.0 - 1e-9):
                 break
-            level = wanted if better else best + 0.5 * (wanted - best)
-        return best, best_2C
+            tracked = self.tracker.more(best.tracked, self._overuse_C(best, theta, wanted))
+            if not tracked:
+                break
+            usage_2C = without(best.usage_2C, tracked)
+            priced = self._run(theta, 1.0, usage_2C, tracked)
+            cut = Reached(value=priced.value, usage_2C=usage_2C, tracked=tracked)
+            cut = self._tighten(theta, cut, priced, wanted)
+            if cut.value <= best.value:
+                break
+            best = cut
+        return best
+
+    def _overuse_C(self, cut: Reached, theta: float, wanted: float) -> FloatArray:
+        """Price of the devices that remembered paths in the way of the cut use beyond those there are."""
+        blocking_P = self.bundle.blocking_P(cut, theta, wanted, self.upto_s)
+        once_PC = self.bundle.slope_PK[:, self.devices.devices_C.size :]
+        over_C: FloatArray = np.maximum(0.0, once_PC[blocking_P]).sum(axis=0)
+        return over_C * self.prices.duals.price_C
+
+    def _tighten(self, theta: float, cut: Reached, priced: Priced, wanted: float) -> Reached:
+        """Raise usage multipliers until the cut reaches `wanted` or nothing more is to be had."""
+        best, level = cut, wanted
+        self.bundle.add(priced, self._slope_K())
+        for _ in range(TIRED_TIGHTENINGS if self.tired else TIGHTENINGS):
+            if best.value >= wanted * (1.0 - 1e-9):
+                break
+            usage_2C = self.bundle.propose(best, theta, level, self.upto_s, self.prices.scale_K)
+            priced = self._run(theta, 1.0, usage_2C, cut.tracked)
+            self.bundle.add(priced, self._slope_K())
+            better = priced.value > best.value
+            if better:
+                best = replace(best, value=priced.value, usage_2C=usage_2C)
+            level = wanted if better else best.value + 0.5 * (wanted - best.value)
+        return best
 
     def _slope_K(self) -> FloatArray:
-        """Slopes of the usage terms of the last path: devices used less those there are, per visit and once."""
+        """Slopes of the last path's usage terms: devices used less those there are, per visit and once."""
         devices, scratch = self.devices, self.scratch
         visits_C = scratch.visits_S[devices.site_C]
         per_visit_C = scratch.usage_C - visits_C * devices.devices_C

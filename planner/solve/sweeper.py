@@ -188,7 +188,13 @@ class Sweeper:
 
     def _box(self, mode_i: int, part: Range) -> BoxProof:
         cuts = [
-            Cut(time_weight=line.theta, price_weight=1.0, value=line.value, usage_2C=line.usage_2C)
+            Cut(
+                time_weight=line.theta,
+                price_weight=1.0,
+                value=line.value,
+                usage_2C=line.usage_2C,
+                tracked=line.tracked,
+            )
             for line in part.lines
         ]
         if self.paths[mode_i].fill > 0.0:
@@ -244,7 +250,17 @@ class Sweeper:
             below = [line for line in lines if line.upto_s <= top and line.theta > 0.0][:1]
             theta = below[0].theta if below else 0.0
             usage_2C = below[0].usage_2C if below and below[0].usage_2C is not None else nothing_2C
-            found.append(Segment(mode_i=mode_i, top_s=top, bottom_s=bottom, theta=theta, usage_2C=usage_2C))
+            tracked = below[0].tracked if below else ()
+            found.append(
+                Segment(
+                    mode_i=mode_i,
+                    top_s=top,
+                    bottom_s=bottom,
+                    theta=theta,
+                    usage_2C=usage_2C,
+                    tracked=tracked,
+                )
+            )
         return found
 
 

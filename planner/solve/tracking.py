@@ -1,0 +1,70 @@
+"""Which device classes a sweep counts exactly, and the work arrays for that.
+
+Where no usage multipliers make a cut strong enough, paths that use a class too often balance others that use
+it less. Counting that class exactly takes such paths away; each further class multiplies the work.
+
+Legend: see sweep.py; I tracked classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from planner.solve.path_kernels import Devices
+from planner.solve.paths import Paths
+from planner.solve.tables import FloatArray
+from planner.solve.tracked_kernels import TrackedScratch, new_tracked, num_budgets
+
+CLASSES_MAX = 3
+BUDGETS_MAX = 128
+"""Combinations of devices left that a search may tell apart."""
+CELLS_MAX = 4_000_000
+"""Costs to go that a search may hold."""
+KEPT_MAX = 3
+
+
+class Tracker:
+    """Chooses classes for one mode and keeps the work arrays of the last choices."""
+
+    def __init__(self, paths: Paths, devices: Devices) -> None:
+        self._paths, self._devices = paths, devices
+        self._kept: dict[tuple[int, ...], TrackedScratch] = {}
+        num_borders, num_sites = paths.transfer_BST.shape[:2]
+        self._budgets_max = min(
+            BUDGETS_MAX, CELLS_MAX // (num_borders * num_sites * max(1, paths.num_stages))
+        )
+
+    def scratch(self, tracked: tuple[int, ...]) -> TrackedScratch:
+        """Work arrays for these classes."""
+        kept = self._kept.pop(tracked, None)
+        if kept is None:
+            kept = new_tracked(self._paths, self._devices, tracked)
+        self._kept[tracked] = kept
+        while len(self._kept) > KEPT_MAX:
+            del self._kept[next(iter(self._kept))]
+        return kept
+
+    def more(self, tracked: tuple[int, ...], worth_C: FloatArray) -> tuple[int, ...]:
+        """The tracked classes and the one of most worth besides; empty when there is none to add.
+
+        Where that is too much work, those tracked for the longest time make room.
+        """
+        for c in np.argsort(-worth_C, kind="stable").tolist():
+            if worth_C[c] <= 0.0:
+                break
+            if c in tracked:
+                continue
+            for start in range(len(tracked) + 1):
+                choice = (*tracked[start:], int(c))
+                if len(choice) <= CLASSES_MAX and num_budgets(self._devices, choice) <= self._budgets_max:
+                    return choice
+        return ()
+
+
+def without(usage_2C: FloatArray, tracked: Sequence[int]) -> FloatArray:
+    """The usage multipliers with none on tracked classes."""
+    rest_2C = usage_2C.copy()
+    rest_2C[:, list(tracked)] = 0.0
+    return rest_2C
