@@ -14,8 +14,6 @@ from math import inf
 
 from planner.solve.tables import FloatArray
 
-CUTS_PER_RANGE = 6
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
@@ -112,7 +110,7 @@ class Envelope:
     def few(self, factor: float, from_s: float) -> tuple[Line, ...]:
         """A few of the cuts that suffice to keep loads above `from_s` within the factor."""
         chosen: list[Line] = [self.lines[-1]]
-        while len(chosen) < min(CUTS_PER_RANGE, len(self.lines)):
+        while len(chosen) < len(self.lines):
             corner = worst_corner(chosen, self.least_w, self.scale, factor)
             if corner.need_s <= from_s:
                 break

@@ -174,9 +174,7 @@ def tangents(num_lines: int, scale: Scale, factor: float, load_s: float) -> list
     [
         2,
         5,
-        pytest.param(
-            12, marks=pytest.mark.xfail(strict=True, reason="the number of cuts per range has a fixed cap")
-        ),
+        12,
     ],
 )
 def test_a_few_cuts_are_as_many_as_it_takes(num_lines: int) -> None:
