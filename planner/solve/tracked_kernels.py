@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.solve.jit import compiled
+from planner.solve.jit import compiled, compiled_part
 from planner.solve.path_kernels import (
     INF,
     NEAR_FRAC,
@@ -140,9 +140,17 @@ def fill_uses(paths: Paths, scratch: Scratch, tracked: TrackedScratch, upto_s: f
                 if d >= 0 and value < cost_THD[t, h, d]:
                     cost_THD[t, h, d] = value
                     entry_THD[t, h, d] = e
+    for h in range(scratch.used_H.size):
+        used = False
+        for x in range(h * num_sites, (h + 1) * num_sites):
+            used = used or cost[x] < INF
+        for t in range(cost_THD.shape[0]):
+            for d in range(cost_THD.shape[2]):
+                used = used or cost_THD[t, h, d] < INF
+        scratch.used_H[h] = used
 
 
-@compiled
+@compiled_part
 def spread_uses(paths: Paths, tracked: TrackedScratch) -> None:
     """What fits on a level fits on all levels below."""
     cost, entry = tracked.cost_THD, tracked.entry_THD
@@ -155,21 +163,7 @@ def spread_uses(paths: Paths, tracked: TrackedScratch) -> None:
                     entry[t, h, d] = entry[t, h + width, d]
 
 
-@compiled
-def mark_used(scratch: Scratch, tracked: TrackedScratch) -> None:
-    """Which pairs of level and signature any cluster can hold."""
-    num_sites = scratch.credit_S.size
-    for h in range(scratch.used_H.size):
-        used = False
-        for x in range(h * num_sites, (h + 1) * num_sites):
-            used = used or scratch.cost_X[x] < INF
-        for t in range(tracked.cost_THD.shape[0]):
-            for d in range(tracked.cost_THD.shape[2]):
-                used = used or tracked.cost_THD[t, h, d] < INF
-        scratch.used_H[h] = used
-
-
-@compiled
+@compiled_part
 def go_on(scratch: Scratch, tracked: TrackedScratch, q: int) -> None:
     """Costs to go after a stage with q more stages behind it."""
     stage_QLSU, onward_QBSU = tracked.stage_QLSU, tracked.onward_QBSU
@@ -191,7 +185,7 @@ def go_on(scratch: Scratch, tracked: TrackedScratch, q: int) -> None:
                         ahead[u] = value if value < ahead[u] else ahead[u]
 
 
-@compiled
+@compiled_part
 def add_stage(scratch: Scratch, tracked: TrackedScratch, q: int, a: int, h: int, stop: int) -> None:
     """Costs of a stage on layers [a, stop) at every site and budget, q stages behind it."""
     slot_S, step_D, bar_DU = tracked.budgets.slot_S, tracked.budgets.step_D, tracked.budgets.bar_DU
@@ -222,14 +216,8 @@ def add_stage(scratch: Scratch, tracked: TrackedScratch, q: int, a: int, h: int,
 
 
 @compiled
-def run_tracked(
-    paths: Paths, scratch: Scratch, tracked: TrackedScratch, upto_s: float, time_weight: float
-) -> float:
+def run_stages(paths: Paths, scratch: Scratch, tracked: TrackedScratch) -> float:
     """Fill the costs to go; comes back with the least cost of any path, infinite when there is none."""
-    weight = time_weight * paths.fill
-    fill_uses(paths, scratch, tracked, upto_s, weight)
-    mark_used(scratch, tracked)
-    fill_hops(paths, scratch, upto_s, weight)
     num_stages, num_layers, num_sites, num_budget = tracked.stage_QLSU.shape
     least = INF
     for q in range(num_stages):
@@ -249,7 +237,7 @@ def run_tracked(
     return least
 
 
-@compiled
+@compiled_part
 def trace_tracked(paths: Paths, scratch: Scratch, tracked: TrackedScratch, q: int, s: int) -> int:
     """The least path from site s with q + 1 stages: its entries and first layers; returns how many stages."""
     stage_QLSU, onward_QBSU = tracked.stage_QLSU, tracked.onward_QBSU
@@ -285,15 +273,53 @@ def trace_tracked(paths: Paths, scratch: Scratch, tracked: TrackedScratch, q: in
 
 
 @compiled
-def keep_found(scratch: Scratch, num_found: int, size: int) -> None:
-    """Store the traced replica as the next one found."""
-    for k in range(size):
-        scratch.found_IK[num_found, k] = scratch.entry_K[k]
-        scratch.begin_IK[num_found, k] = scratch.start_K[k]
-    scratch.size_I[num_found] = size
+def pick(
+    paths: Paths,
+    devices: Devices,
+    scratch: Scratch,
+    tracked: TrackedScratch,
+    limit: float,
+    price_C: FloatArray,
+    rho: float,
+    nu: float,
+    tokens: float,
+    worth_min: float,
+) -> tuple[float, float, float, bool, int, float]:
+    """Measure the cheapest path, keep the real replicas among those of at most `limit`; see `price_paths`."""
+    num_stages, _, num_sites, num_budget = tracked.stage_QLSU.shape
+    best_turn, least = -1, INF
+    for turn in range(num_stages * num_sites):
+        q, s = turn // num_sites, turn % num_sites
+        cost = tracked.stage_QLSU[q, 0, s, num_budget - 1] - scratch.credit_S[s]
+        if cost < least:
+            least, best_turn = cost, turn
+    num_found, best_worth, fill_s, price, load_s, real = 0, 0.0, INF, INF, INF, False
+    # the cheapest path comes last, so that its usage and visits are the ones left behind
+    for i in range(num_stages * num_sites + 1):
+        is_last = i == num_stages * num_sites
+        turn = best_turn if is_last else i
+        q, s = turn // num_sites, turn % num_sites
+        cost = tracked.stage_QLSU[q, 0, s, num_budget - 1] - scratch.credit_S[s]
+        if cost > limit and not is_last:
+            continue
+        size = trace_tracked(paths, scratch, tracked, q, s)
+        fill_s, load_s, step_s = measure(paths, devices, scratch, size)
+        price = 0.0
+        for c in range(scratch.usage_C.size):
+            price += price_C[c] * scratch.usage_C[c]
+        worth = INF if price + rho <= 0.0 else (tokens / step_s + nu) / (price + rho)
+        if is_last or worth >= worth_min:
+            real = is_real(devices, scratch)
+        if not is_last and worth >= worth_min and real and num_found < scratch.size_I.size:
+            best_worth = max(best_worth, worth)
+            for k in range(size):
+                scratch.found_IK[num_found, k] = scratch.entry_K[k]
+                scratch.begin_IK[num_found, k] = scratch.start_K[k]
+            scratch.size_I[num_found] = size
+            num_found += 1
+    return fill_s, price, load_s, real, num_found, best_worth
 
 
-@compiled
 def price_tracked(
     paths: Paths,
     devices: Devices,
@@ -309,38 +335,17 @@ def price_tracked(
     tokens: float,
     worth_min: float,
 ) -> tuple[float, float, float, float, bool, int, float]:
-    """As `price_paths`, over paths that use no tracked class more often than it has devices."""
+    """As `price_paths`, over paths that use no tracked class more often than it has devices.
+
+    Not compiled itself: one function around all others would be compiled a second time with them.
+    """
+    weight = time_weight * paths.fill
     once = charge(devices, scratch, price_C, price_weight, usage_2C)
-    value = run_tracked(paths, scratch, tracked, upto_s, time_weight)
+    fill_uses(paths, scratch, tracked, upto_s, weight)
+    fill_hops(paths, scratch, upto_s, weight)
+    value = run_stages(paths, scratch, tracked)
     if value == INF:
         return INF, INF, INF, INF, False, 0, 0.0
-    num_stages, _, num_sites, num_budget = tracked.stage_QLSU.shape
-    best_turn, least = -1, INF
-    for turn in range(num_stages * num_sites):
-        q, s = turn // num_sites, turn % num_sites
-        cost = tracked.stage_QLSU[q, 0, s, num_budget - 1] - scratch.credit_S[s]
-        if cost < least:
-            least, best_turn = cost, turn
-    num_found, best_worth, fill_s, price, load_s, real = 0, 0.0, INF, INF, INF, False
     limit = value + NEAR_FRAC * abs(value)
-    # the cheapest path comes last, so that its usage and visits are the ones left behind
-    for i in range(num_stages * num_sites + 1):
-        is_last = i == num_stages * num_sites
-        turn = best_turn if is_last else i
-        q, s = turn // num_sites, turn % num_sites
-        if tracked.stage_QLSU[q, 0, s, num_budget - 1] - scratch.credit_S[s] > limit:
-            continue
-        size = trace_tracked(paths, scratch, tracked, q, s)
-        fill_s, load_s, step_s = measure(paths, devices, scratch, size)
-        price = 0.0
-        for c in range(scratch.usage_C.size):
-            price += price_C[c] * scratch.usage_C[c]
-        worth = INF if price + rho <= 0.0 else (tokens / step_s + nu) / (price + rho)
-        if is_last or worth >= worth_min:
-            real = is_real(devices, scratch)
-        if not is_last and worth >= worth_min and real and num_found < scratch.size_I.size:
-            best_worth = max(best_worth, worth)
-            keep_found(scratch, num_found, size)
-            num_found += 1
-    value -= once + 1e-11 * (abs(value) + once)
-    return value, fill_s, price, load_s, real, num_found, best_worth
+    picked = pick(paths, devices, scratch, tracked, limit, price_C, rho, nu, tokens, worth_min)
+    return (value - once - 1e-11 * (abs(value) + once), *picked)
