@@ -16,10 +16,16 @@ F = TypeVar("F", bound=Callable[..., object])
 
 def compiled(function: F) -> F:
     """The function as machine code, same answers: no reordered sums, no fused shortcuts."""
-    return cast(F, numba.njit(cache=True, nogil=True, fastmath=False)(function))
+    return _compiled(function)
 
 
 def compiled_part(function: F) -> F:
     """As `compiled`, for functions that only compiled ones call: without the door for the interpreter."""
-    part = numba.njit(cache=True, nogil=True, fastmath=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
-    return cast(F, part(function))
+    return _compiled(function, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+
+def _compiled(function: F, **options: bool) -> F:
+    try:
+        return cast(F, numba.njit(cache=True, nogil=True, fastmath=False, **options)(function))
+    except RuntimeError:  # there is no folder to keep it in: every process compiles for itself
+        return cast(F, numba.njit(nogil=True, fastmath=False, **options)(function))

@@ -1,7 +1,7 @@
 """Compile the innermost loops ahead of the first solve: `python -m planner.solve.warm`, once per machine.
 
-A bundled fleet is solved in each way that has compiled parts. What they leave in numba's cache serves every later
-process of the same user.
+A bundled fleet is solved in each way that has compiled parts. What they leave in numba's cache serves every
+later process of the same user.
 """
 
 from __future__ import annotations

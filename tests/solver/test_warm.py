@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from numba.core import caching
 from numba.core.dispatcher import Dispatcher
 
 import planner.solve.warm as warm
+from planner.solve.jit import compiled
 
 FOLDER = Path(warm.__file__).parent
 
@@ -44,3 +46,16 @@ def test_the_warm_up_is_quiet_when_there_is_little_to_do(
     assert told.out == ""
     assert told.err.startswith("warm-up: ")
     assert told.err.count("\n") == 1
+
+
+def test_without_a_folder_for_the_cache_functions_are_compiled_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(caching.FunctionCache._impl_class, "_locator_classes", [])
+    doubled = compiled(twice)
+    assert isinstance(doubled, Dispatcher)
+    assert doubled(21) == 42
+
+
+def twice(number: int) -> int:
+    return 2 * number
