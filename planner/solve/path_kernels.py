@@ -86,7 +86,9 @@ def build_devices(problem: BoundaryProblem, shape: Shape) -> Devices:
         devices_C=shape.devices_C.astype(np.float64),
         rows_C=_offsets(rows_C),
         row_Y=_joined(rows_C),
-        weight_Y=np.concatenate([no_numbers, *(shape.coefficient_RC[rows, c] for c, rows in enumerate(rows_C))]),
+        weight_Y=np.concatenate(
+            [no_numbers, *(shape.coefficient_RC[rows, c] for c, rows in enumerate(rows_C))]
+        ),
         limit_R=shape.limit_R.astype(np.float64),
     )
 

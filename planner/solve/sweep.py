@@ -27,10 +27,10 @@ from planner.solve.tracking import Tracker, without
 
 STEP_SHARE = 0.25
 """Share of the tolerance, of the step time, that a closed range of loads should at least be wide."""
+GRID_RATIO = 1.25
+"""Between the limits of the table of least fill times; the last but one is within it of the largest load."""
 GOOD_STEPS = 4.0
 """Such steps that better usage multipliers should allow."""
-MUCH = 1e6
-"""Loads that many times the fill time count as endless."""
 TIGHTENINGS = 8
 TRIES = 14
 TIRED_TIGHTENINGS = 2
@@ -194,8 +194,8 @@ class Sweep:
 
     def _next_s(self, corner: Corner, share: float = 1.0) -> float:
         """The load a good step down ends at: a share of the tolerance less of the corner's step time."""
-        if self.upto_s == inf:
-            return MUCH * max(corner.fill_s, 1e-9)
+        if self.upto_s == inf:  # no load is larger than this
+            return max(self.segment.bottom_s, float(self.limit_s[-2]) * GRID_RATIO)
         step_s = share * STEP_SHARE * self.tolerance * (corner.fill_s + self.upto_s)
         return max(self.segment.bottom_s, self.upto_s - step_s)
 

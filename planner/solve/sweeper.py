@@ -23,10 +23,9 @@ from planner.solve.envelope import Line, Scale
 from planner.solve.path_kernels import Devices, Scratch, build_devices, new_scratch, price_paths
 from planner.solve.pathdp import least_load
 from planner.solve.paths import Int32Array, build_paths, device_groups
-from planner.solve.sweep import Goal, Prices, Range, Segment, Sweep, Swept
+from planner.solve.sweep import GRID_RATIO, Goal, Prices, Range, Segment, Sweep, Swept
 from planner.solve.tables import FloatArray, ModeTables
 
-GRID_RATIO = 1.25
 SEGMENTS = 6
 POLL_S = 0.05
 

@@ -30,7 +30,6 @@ CASES = listable(range(420, 438))
 TOLERANCES = (0.1, 0.02)
 HOPELESS = Goal(factor=1.0, tolerance=0.3, collect_frac=0.5)
 """For fleets that can form no replica: only forced steps raise the factor, and fine ones take long."""
-ENDLESS = "without fill time the first step down from endless loads goes too far, which lifts the factor"
 by_name = pytest.mark.parametrize(
     ("seed", "condition"), CASES, ids=lambda value: getattr(value, "name", str(value))
 )
@@ -160,15 +159,7 @@ def check_cuts(listed: AllPaths, certified: Certified, mode_i: int, duals: Duals
 
 @pytest.mark.parametrize(
     ("seed", "condition"),
-    [
-        pytest.param(
-            seed,
-            condition,
-            id=f"{seed}-{condition.name}",
-            marks=[pytest.mark.xfail(strict=False, reason=ENDLESS)] if "steady" in condition.name else [],
-        )
-        for seed, condition in CASES
-    ],
+    [pytest.param(seed, condition, id=f"{seed}-{condition.name}") for seed, condition in CASES],
 )
 @pytest.mark.parametrize("relaxed", [False, True], ids=["free", "relaxed"])
 def test_without_limits_the_factor_is_the_best_worth_or_the_goal(
