@@ -1,7 +1,8 @@
 """The default way to solve a boundary: column generation over whole replicas with a certified bound.
 
-Sweeps over the loads price replicas and prove a bound at once (sweep.py); between them the linear master gives
-new multipliers, and plans are put together from the replicas met. Small fleets are closed exactly.
+Sweeps over the loads price replicas and prove a bound at once (sweep.py); between them the linear master
+gives new multipliers, and plans are put together from the replicas met. Small fleets are closed exactly, and
+a single replica has a way of its own.
 """
 
 from __future__ import annotations
@@ -246,7 +247,8 @@ class _Search:
         return self._plan_distance() > max(self.distances[-1], 1e-9)
 
     def _plan_distance(self) -> float:
-        assert self.round_ is not None and self.run.best.value is not None
+        assert self.round_ is not None
+        assert self.run.best.value is not None
         worse, better = sorted((self.run.best.value, self.round_.solution.value))
         return better / worse - 1.0 if worse > 0.0 else inf
 

@@ -1,11 +1,12 @@
 """Shortest replica paths under prices, compiled: the relaxed pricing problem for loads up to a limit.
 
 A path is a chain of stages from layer 0 to L. Its cost is `time_weight * w + prices of its clusters`, w being
-the fill time, over clusters and links whose load stays within `upto_s`. The relaxation: a path may use a class
-more often than it has devices. Each maximal visit to a site gets that site's credit back.
+the fill time, over clusters and links whose load stays within `upto_s`. The relaxation: a path may use a
+class more often than it has devices. Each maximal visit to a site gets that site's credit back.
 
-Legend: E entries, P cells with entries, X dense cells, H pairs of level and signature, J templates, Q stages left - 1 (cells: in-flight level), S and T
-sites, G signatures, L layers, B layer borders, C device classes, K stages of a path.
+Legend: E entries, P cells with entries, X dense cells, H pairs of level and signature, J templates, Q stages
+left - 1 (cells: in-flight level), S and T sites, G signatures, L layers, B layer borders, C device classes, R
+capacity rows, U parts of clusters, Y entries of rows, K stages of a path, I found replicas.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ FOUND_MAX = 64
 class Scratch(NamedTuple):
     """Work arrays of one thread; the last run's costs to go stay in them for `trace`.
 
-    `price_paths` leaves the usage and visits of the cheapest path in `usage_C` and `visits_S`, and in the first
-    elements of `found_IK`, `begin_IK` and `size_I` the entries, first layers and lengths of the replicas it found.
+    `price_paths` leaves the usage and visits of the cheapest path in `usage_C` and `visits_S`, and in the
+    first elements of `found_IK`, `begin_IK` and `size_I` the entries, first layers and lengths of the replicas
+    it found.
     """
 
     cost_X: FloatArray
@@ -56,8 +58,8 @@ class Scratch(NamedTuple):
 class Devices(NamedTuple):
     """What the kernels know of classes and clusters.
 
-    Cluster j takes `count_U[u]` devices of class `class_U[u]` for u in `[part_J[j], part_J[j + 1])`; a device of
-    class c weighs `weight_Y[y]` in capacity row `row_Y[y]` for y in `[rows_C[c], rows_C[c + 1])`.
+    Cluster j takes `count_U[u]` devices of class `class_U[u]` for u in `[part_J[j], part_J[j + 1])`; a device
+    of class c weighs `weight_Y[y]` in capacity row `row_Y[y]` for y in `[rows_C[c], rows_C[c + 1])`.
     """
 
     part_J: Int32Array
@@ -222,7 +224,7 @@ def run_paths(paths: Paths, scratch: Scratch, upto_s: float, time_weight: float)
 
 @compiled
 def trace(paths: Paths, scratch: Scratch, q: int, s: int) -> int:
-    """The least path from site s with q + 1 stages: entries and first layers; returns the number of stages."""
+    """Write down the least path from site s with q + 1 stages: entries and first layers; how many comes back."""
     num_layers, num_sites = scratch.stage_QLS.shape[1], scratch.stage_QLS.shape[2]
     layer, k = 0, 0
     while True:
@@ -290,10 +292,10 @@ def is_real(devices: Devices, scratch: Scratch) -> bool:
         if scratch.usage_C[c] > 0.0:
             for y in range(devices.rows_C[c], devices.rows_C[c + 1]):
                 used_R[devices.row_Y[y]] += devices.weight_Y[y] * scratch.usage_C[c]
+    too_much = False
     for r in range(used_R.size):
-        if used_R[r] > devices.limit_R[r] * (1.0 + 1e-12) + 1e-9:
-            return False
-    return True
+        too_much = too_much or used_R[r] > devices.limit_R[r] * (1.0 + 1e-12) + 1e-9
+    return not too_much
 
 
 @compiled
@@ -335,8 +337,8 @@ def price_paths(
 ) -> tuple[float, float, float, float, bool, int, float]:
     """Least cost of a path under prices and usage multipliers, and the real replicas among the best paths.
 
-    Returns that cost, a lower bound for every real path; fill seconds, price and load of the cheapest path and
-    whether it is real; how many replicas of at least `worth_min` were found, one per start site and number of
+    Returns that cost, a lower bound for every real path; fill seconds, price and load of the cheapest path,
+    and whether it is real; how many replicas of at least `worth_min` were found, one per start site and number of
     stages at most, and the largest worth among them. The cost is infinite when there is no path.
     """
     once = charge(devices, scratch, price_C, price_weight, usage_2C)

@@ -1,6 +1,6 @@
 """The smallest load any replica can have in a mode, whatever the prices.
 
-Legend: E column entries, P distinct cells, Q stages left - 1, S sites, G signatures, L layers, B layer borders.
+Legend: E column entries, P distinct cells, Q stages left - 1, S sites, G signatures, L layers, B borders.
 """
 
 from __future__ import annotations

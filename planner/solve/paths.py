@@ -24,8 +24,8 @@ Int32Array = NDArray[np.int32]
 class Paths(NamedTuple):
     """What the shortest-path kernels read.
 
-    Entries `[start_P[p], start_P[p+1])`, by load, belong to dense cell `cell_P[p]` = (level, signature, site). The
-    first `num_spread` cells hold on all levels up to their own, the others on their own level only.
+    Entries `[start_P[p], start_P[p+1])`, by load, belong to dense cell `cell_P[p]` = (level, signature, site).
+    The first `num_spread` cells hold on all levels up to their own, the others on their own level only.
     `transfer_BST[b, t, s]` is what crossing border b from site s to site t takes.
     """
 
@@ -46,7 +46,7 @@ class Paths(NamedTuple):
 
 
 def device_groups(problem: BoundaryProblem) -> NDArray[np.int64]:
-    """For every candidate cluster, the number of its set of devices: strategies on the same devices share it."""
+    """The number of every candidate cluster's set of devices, which strategies on the same devices share."""
     seen: dict[tuple[object, ...], int] = {}
     return np.array(
         [seen.setdefault((t.site_i, t.usage), len(seen)) for t in problem.templates], dtype=np.int64
@@ -93,8 +93,8 @@ def _split(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Entries that stand for all levels up to their own, and entries that stand for their own level only.
 
-    A strategy that costs the same on levels a to b also stands for the levels below a when another on the same
-    devices covers those and is nowhere dearer: there it is never chosen.
+    A strategy that costs the same on levels a to b also stands for the levels below a when another on the
+    same devices covers those and is nowhere dearer: there it is never chosen.
     """
     if place_E.size == 0:
         return place_E, place_E

@@ -20,10 +20,10 @@ def project(
     push_P: FloatArray,
     out_K: FloatArray,
 ) -> None:
-    """Write into `out_K` the multipliers >= 0 nearest to `start_K` with `slope_p . out >= need_p` for every path.
+    """Write into `out_K` the multipliers >= 0 nearest to `start_K` with `slope_p . out >= need_p` for all p.
 
-    Hildreth's method (C. Hildreth, Naval Research Logistics Quarterly 4, 1957) in the metric of `scale_K`, cut
-    short after some sweeps: where no multipliers do, a point that comes near. `push_P` is work space.
+    Hildreth's method (C. Hildreth, Naval Research Logistics Quarterly 4, 1957) in the metric of `scale_K`,
+    cut short after some sweeps: where no multipliers do, a point that comes near. `push_P` is work space.
     """
     for k in range(start_K.size):
         out_K[k] = start_K[k]
