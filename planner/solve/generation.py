@@ -26,6 +26,8 @@ INERTIA = 0.55
 RELAXED_ABOVE = 0.2
 """Coarser sweeps than this do without usage multipliers."""
 PRICE_FLOOR = 0.03
+EXACT_BELOW = 0.02
+"""Finer sweeps, and those after one that its own relaxation held back, count some classes exactly."""
 FIRST_TOLERANCE = 0.3
 LAST_TOLERANCE = 4e-4
 COLLECT_FRACS = ((0.05, 0.9), (0.0, 0.98))
@@ -58,6 +60,7 @@ class Generator:
         self.tolerance = FIRST_TOLERANCE
         self.bound = -inf if self.minimise else inf
         self.exhausted = False
+        self._coarse = False
         self._center: Duals | None = None
         self._inertia = INERTIA
         self._floor_R = np.zeros(len(problem.rows))
@@ -110,7 +113,13 @@ class Generator:
         collect_frac = next(frac for least, frac in COLLECT_FRACS if self.tolerance >= least)
         factor = known * (1.0 + self.tolerance)
         relaxed = self.tolerance > RELAXED_ABOVE
-        return Goal(factor=factor, tolerance=self.tolerance, collect_frac=collect_frac, relaxed=relaxed)
+        return Goal(
+            factor=factor,
+            tolerance=self.tolerance,
+            collect_frac=collect_frac,
+            relaxed=relaxed,
+            exact=self._coarse or self.tolerance <= EXACT_BELOW,
+        )
 
     def _sweep(self, duals: Duals, goal: Goal, should_stop: Callable[[], bool]) -> Certified:
         certified = self.sweeper.run(duals, goal, should_stop)
@@ -144,6 +153,7 @@ class Generator:
         if isfinite(self.bound) and min(solution.value, self.bound) > 0.0:
             distance = max(solution.value, self.bound) / min(solution.value, self.bound) - 1.0
         within = certified.factor <= known * (1.0 + 1.5 * self.tolerance)
+        self._coarse = not within and self.tolerance <= RELAXED_ABOVE
         if distance < 3.0 * self.tolerance:
             self.tolerance = max(distance / 3.0, LAST_TOLERANCE)
         elif within or self._inertia == 0.0:

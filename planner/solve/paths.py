@@ -24,7 +24,7 @@ Int32Array = NDArray[np.int32]
 class Paths(NamedTuple):
     """What the shortest-path kernels read.
 
-    Entries `[start_P[p], start_P[p+1])`, by load, belong to dense cell `cell_P[p]` = (level, signature, site).
+    Entries `[start_P[p], start_P[p+1])`, by load, belong to cell `cell_P[p]` = (level, signature, site).
     The first `num_spread` cells hold on all levels up to their own, the others on their own level only.
     `transfer_BST[b, t, s]` is what crossing border b from site s to site t takes.
     """

@@ -26,7 +26,7 @@ COUNTS_MAX = 10_000
 CODES_MAX = 4_000_000
 PAIRS_MAX = 10_000_000
 EFFORT_MAX = 20_000_000
-TIME_FRAC = 0.6
+TIME_FRAC = 0.9
 """Share of the deadline after which the general way takes over."""
 
 

@@ -36,8 +36,6 @@ TRIES = 14
 TIRED_TIGHTENINGS = 2
 TIRED_TRIES = 1
 """Where the last range had to be forced, the next is hardly easier: less is tried until a cut improves."""
-TRACK_TOLERANCE = 0.02
-"""Sweeps of at most this tolerance count classes exactly where usage multipliers don't do."""
 TRACKINGS = 3
 CLOSE = 1e-7
 
@@ -56,13 +54,15 @@ class Goal:
     """Hope for `factor`; what is shown may be `tolerance` more than the best replica's worth.
 
     Replicas worth `collect_frac` of the best are kept. A `relaxed` sweep takes paths for replicas that the
-    fleet can't form: quicker, and its factor is the larger for it.
+    fleet can't form: quicker, and its factor is the larger for it. An `exact` one counts the devices of a few classes
+    exactly where usage multipliers don't do.
     """
 
     factor: float
     tolerance: float
     collect_frac: float
     relaxed: bool = False
+    exact: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +133,7 @@ class Sweep:
         self.num_runs = 0
         self.tired = False
         self.tracker = Tracker(paths, devices)
-        self.tracks = goal.tolerance <= TRACK_TOLERANCE and not goal.relaxed
+        self.tracks = goal.exact and not goal.relaxed
 
     def run(self, should_stop: Callable[[], bool]) -> Swept:
         """Sweep from the segment's top to its bottom."""
