@@ -23,11 +23,14 @@ from planner.solve.sweeper import Certified, Sweeper
 from planner.solve.tables import FloatArray
 
 INERTIA = 0.55
-RELAXED_ABOVE = 0.2
+RELAXED_ABOVE = 0.3
 """Coarser sweeps than this do without usage multipliers."""
 PRICE_FLOOR = 0.03
 EXACT_BELOW = 0.02
 """Finer sweeps, and those after one that its own relaxation held back, count some classes exactly."""
+COARSE_BELOW = 0.06
+HELD_BACK_MAX = 3
+"""Sweeps held back one after another before the next is made finer all the same."""
 FIRST_TOLERANCE = 0.3
 LAST_TOLERANCE = 4e-4
 COLLECT_FRACS = ((0.05, 0.9), (0.0, 0.98))
@@ -61,6 +64,7 @@ class Generator:
         self.bound = -inf if self.minimise else inf
         self.exhausted = False
         self._coarse = False
+        self._held_back = 0
         self._center: Duals | None = None
         self._inertia = INERTIA
         self._floor_R = np.zeros(len(problem.rows))
@@ -153,10 +157,12 @@ class Generator:
         if isfinite(self.bound) and min(solution.value, self.bound) > 0.0:
             distance = max(solution.value, self.bound) / min(solution.value, self.bound) - 1.0
         within = certified.factor <= known * (1.0 + 1.5 * self.tolerance)
-        self._coarse = not within and self.tolerance <= RELAXED_ABOVE
+        self._held_back = 0 if within else self._held_back + 1
+        self._coarse = not within and self.tolerance <= COARSE_BELOW
         if distance < 3.0 * self.tolerance:
             self.tolerance = max(distance / 3.0, LAST_TOLERANCE)
-        elif within or self._inertia == 0.0:
+        elif within or self._inertia == 0.0 or self._held_back >= HELD_BACK_MAX:
+            self._held_back = 0
             self.tolerance = max(self.tolerance / 2.0, LAST_TOLERANCE)
 
     def floored(self, duals: Duals) -> Duals:
