@@ -33,8 +33,8 @@ class Scratch(NamedTuple):
     """Work arrays of one thread; the last run's costs to go stay in them for `trace`.
 
     `price_paths` leaves the usage and visits of the cheapest path in `usage_C` and `visits_S`, and in the
-    first elements of `found_IK`, `begin_IK` and `size_I` the entries, first layers and lengths of the replicas
-    it found.
+    first elements of `found_IK`, `begin_IK` and `size_I` the entries, first layers and lengths of replicas
+    found.
     """
 
     cost_X: FloatArray
@@ -224,7 +224,7 @@ def run_paths(paths: Paths, scratch: Scratch, upto_s: float, time_weight: float)
 
 @compiled
 def trace(paths: Paths, scratch: Scratch, q: int, s: int) -> int:
-    """Write down the least path from site s with q + 1 stages: entries and first layers; how many comes back."""
+    """Write down the least path from site s with q + 1 stages: entries and first layers. Returns how many."""
     num_layers, num_sites = scratch.stage_QLS.shape[1], scratch.stage_QLS.shape[2]
     layer, k = 0, 0
     while True:
@@ -338,8 +338,8 @@ def price_paths(
     """Least cost of a path under prices and usage multipliers, and the real replicas among the best paths.
 
     Returns that cost, a lower bound for every real path; fill seconds, price and load of the cheapest path,
-    and whether it is real; how many replicas of at least `worth_min` were found, one per start site and number of
-    stages at most, and the largest worth among them. The cost is infinite when there is no path.
+    and whether it is real; how many replicas of at least `worth_min` were found, one per start site and number
+    of stages at most, and the largest worth among them. The cost is infinite when there is no path.
     """
     once = charge(devices, scratch, price_C, price_weight, usage_2C)
     value = run_paths(paths, scratch, upto_s, time_weight)

@@ -54,8 +54,8 @@ class Goal:
     """Hope for `factor`; what is shown may be `tolerance` more than the best replica's worth.
 
     Replicas worth `collect_frac` of the best are kept. A `relaxed` sweep takes paths for replicas that the
-    fleet can't form: quicker, and its factor is the larger for it. An `exact` one counts the devices of a few classes
-    exactly where usage multipliers don't do.
+    fleet can't form: quicker, and its factor is the larger for it. An `exact` one counts the devices of a few
+    classes exactly where usage multipliers don't do.
     """
 
     factor: float
