@@ -338,8 +338,8 @@ def price_paths(
     """Least cost of a path under prices and usage multipliers, and the real replicas among the best paths.
 
     Returns that cost, a lower bound for every real path; fill seconds, price and load of the cheapest path,
-    and whether it is real; how many replicas of at least `worth_min` were found, one per start site and number
-    of stages at most, and the largest worth among them. The cost is infinite when there is no path.
+    and whether it is real; how many replicas of at least `worth_min` were found, one per start site and count
+    of stages at most; and the largest worth among them. The cost is infinite when there is no path.
     """
     once = charge(devices, scratch, price_C, price_weight, usage_2C)
     value = run_paths(paths, scratch, upto_s, time_weight)
