@@ -61,6 +61,7 @@ class _Quantity:
     limit: str
 
     def parse(self, value: object) -> Decimal:
+        """The number a text stands for; raises UnitError."""
         if not isinstance(value, str):
             raise UnitError(value, self.limit, "a number without a unit says too little")
         match = _NUMBER_AND_UNIT.fullmatch(value)

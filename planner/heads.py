@@ -37,6 +37,7 @@ def aggregator_hosts(fleet: Fleet, site_ids: Sequence[str], running: Set[str]) -
             by_host[device.host_id].append(device)
 
     def merit(host_id: str) -> tuple[float, bool, float, float, str]:
+        """What makes a host a better place for a head; least is best."""
         devices = by_host[host_id]
         fabric = fleet.site_by_id[fleet.host_by_id[host_id].site_id].fabric_bytes_per_s
         return (

@@ -118,6 +118,7 @@ def cases_of(
 
 def _model_of(problem: Problem) -> ModelOf:
     def build(workload: Workload) -> CostModel:
+        """The cost model of a changed workload; the same one where nothing it reads changed."""
         same_job = replace(
             workload.job,
             max_stages=problem.workload.job.max_stages,

@@ -38,6 +38,7 @@ def smallest_conflict(names: Sequence[str], possible: Possible) -> Conflict | No
     known: dict[frozenset[str], bool | None] = {}
 
     def ask(active: frozenset[str]) -> bool | None:
+        """Whether these demands alone can be met, None when that stays open."""
         # More demands never make a plan possible, fewer never impossible.
         if any(answer is True and active <= other for other, answer in known.items()):
             return True

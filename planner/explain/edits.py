@@ -67,6 +67,7 @@ def memory_added(group: Group, extra_bytes: float) -> Change:
     """More memory on every device of a group."""
 
     def change(case: Case) -> Case:
+        """The case with this edit made."""
         own = {d.device_id for d in case.devices}
 
         def grown(device: Device) -> Device:
@@ -84,6 +85,7 @@ def hosts_added(host_id: str, number: int) -> Change:
     """More hosts that equal one there is."""
 
     def change(case: Case) -> Case:
+        """The case with this edit made."""
         host = case.fleet.host_by_id[host_id]
         hosts, devices = list(case.fleet.hosts), list(case.fleet.devices)
         for k in range(1, number + 1):
@@ -135,6 +137,7 @@ def linked(a: str, b: str) -> Change:
     """A link between two sites, as fast as the slowest that exists, in the directions that have none."""
 
     def change(case: Case) -> Case:
+        """The case with this edit made."""
         known = case.fleet.link_by_ends
         slowest = min((link.bytes_per_s for link in known.values()), default=1.25e8)
         more = tuple(
@@ -199,6 +202,7 @@ def links_times(factor: float) -> Change:
     """Links inside the boundary that are so many times as fast."""
 
     def change(case: Case) -> Case:
+        """The case with this edit made."""
         own = set(case.own_sites)
         links = tuple(
             replace(link, bytes_per_s=link.bytes_per_s * factor, latency_s=link.latency_s / factor)

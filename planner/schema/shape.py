@@ -32,6 +32,7 @@ def _quantity(parse: Callable[[object], float], *, positive: bool) -> Callable[[
     """A validator that reads one quantity; `positive` refuses zero."""
 
     def read(value: Any) -> float:
+        """The quantity as a number in SI units."""
         try:
             amount = float(parse(value))
         except units.UnitError as error:

@@ -85,6 +85,7 @@ class _Run:
         self.proofs: list[list[PricedProof]] = [[] for _ in self.boundaries]
 
     def solve(self, incumbents: Sequence[Sequence[Replica] | None] | None) -> list[BoundaryResult]:
+        """One result per boundary, within the shared limit together; `incumbents` are plans known before."""
         for side, boundary, known in zip(
             self.sides, self.boundaries, incumbents or [None] * len(self.boundaries), strict=True
         ):

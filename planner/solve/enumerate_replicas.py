@@ -78,6 +78,7 @@ class _Budget:
     expansions: int = 0
 
     def spend(self, expansions: int, labels: int) -> None:
+        """Count work done; too much of it ends the listing."""
         self.expansions += expansions
         if self.expansions > EXPANSIONS_MAX or labels > LABELS_MAX:
             raise ProblemTooLargeError(

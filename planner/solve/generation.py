@@ -23,8 +23,6 @@ from planner.solve.sweeper import Certified, Sweeper
 from planner.solve.tables import FloatArray
 
 INERTIA = 0.55
-RELAXED_ABOVE = 0.3
-"""Coarser sweeps than this do without usage multipliers."""
 PRICE_FLOOR = 0.03
 EXACT_BELOW = 0.02
 """Finer sweeps, and those after one that its own relaxation held back, count some classes exactly."""
@@ -43,12 +41,11 @@ WORTH_MIN = 1e-9
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """One sweep: the master it followed, the certificate and the bound, and how many replicas were new."""
+    """One sweep: the master it followed, the certificate and the bound."""
 
     solution: MasterSolution
     certified: Certified
     bound: float
-    num_new: int
 
 
 class Generator:
@@ -89,7 +86,7 @@ class Generator:
         self._center = duals
         bound = bound_of(self.problem, self.shape, certified.duals, certified.factor)
         self._note_bound(bound, duals)
-        return Round(solution=self.master(), certified=certified, bound=bound, num_new=len(self.pool.columns))
+        return Round(solution=self.master(), certified=certified, bound=bound)
 
     def round(self, should_stop: Callable[[], bool]) -> Round:
         """One sweep near the master's multipliers, with a tolerance that follows the distance left."""
@@ -99,13 +96,12 @@ class Generator:
         before = len(self.pool.columns)
         certified = self._sweep(duals, self._goal(known), should_stop)
         bound = bound_of(self.problem, self.shape, duals, certified.factor)
-        news = len(self.pool.columns) - before
         missed = self._is_missed(solution.duals, before)
         self.exhausted = self._inertia == 0.0 and not missed and self.tolerance <= LAST_TOLERANCE
         self._inertia = INERTIA if missed else 0.0
         self._note_bound(bound, duals)
         self._narrow(solution, certified, known)
-        return Round(solution=solution, certified=certified, bound=bound, num_new=news)
+        return Round(solution=solution, certified=certified, bound=bound)
 
     def _mixture(self, duals: Duals) -> Duals:
         usd_C = self.shape.usd_C if self.minimise else None
@@ -116,12 +112,10 @@ class Generator:
     def _goal(self, known: float) -> Goal:
         collect_frac = next(frac for least, frac in COLLECT_FRACS if self.tolerance >= least)
         factor = known * (1.0 + self.tolerance)
-        relaxed = self.tolerance > RELAXED_ABOVE
         return Goal(
             factor=factor,
             tolerance=self.tolerance,
             collect_frac=collect_frac,
-            relaxed=relaxed,
             exact=self._coarse or self.tolerance <= EXACT_BELOW,
         )
 

@@ -117,8 +117,7 @@ def _split(
     line = np.lexsort((busy[head], low, devices))
     spread = _covered(devices[line], low[line], high[line], busy[head][line], load[head][line])
     kept = tail[line[spread]]
-    rest = np.repeat(line[~spread], 1)
-    single = [np.arange(head[i], tail[i] + 1) for i in rest]
+    single = [np.arange(head[i], tail[i] + 1) for i in line[~spread]]
     singles = np.concatenate(single) if single else np.zeros(0, dtype=np.int64)
     return np.sort(order[kept]), np.sort(order[singles])
 
