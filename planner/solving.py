@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from typing import Any
 
+from costmodels.interface import CostModel
 from costmodels.registry import cost_model
+from costmodels.workload import Workload
 from planner.assemble import assemble
 from planner.build import build_problem, without_owners
 from planner.candidates import CandidateRule
@@ -184,13 +186,19 @@ def _solve_once(
     )
 
 
+def cost_model_of(inputs: Inputs, request: Request) -> Callable[[Workload], CostModel]:
+    """What makes the cost model asked for, under its settings, of any workload."""
+    settings = cost_settings(inputs, request)
+    return lambda workload: cost_model(request.cost_model, workload, **settings)
+
+
 def problem_of(inputs: Inputs, request: Request, *, without: Sequence[str] = ()) -> Problem:
     """The problem that inputs and request pose, less the devices of some owners."""
     return build_problem(
         without_owners(inputs.fleet, without) if without else inputs.fleet,
         inputs.workload,
         inputs.policy,
-        cost_model(request.cost_model, inputs.workload, **cost_settings(inputs, request)),
+        cost_model_of(inputs, request)(inputs.workload),
         objective=request.objective,
         executor=request.executor,
         rule=request.rule,

@@ -115,12 +115,15 @@ def _request(
 def _explain_inputs(console: Console, files: list[Path], request: Request, deep: bool) -> None:
     from planner.explain.infeasible import explain_infeasible
     from planner.files import load_inputs
-    from planner.solving import problem_of
+    from planner.solving import cost_model_of, problem_of
 
-    problem = problem_of(load_inputs(*files), request)
+    inputs = load_inputs(*files)
     with console.progress() as progress:
         explanation = explain_infeasible(
-            problem, deadline_s=DEEP_SECONDS if deep else SECONDS, report=progress.update
+            problem_of(inputs, request),
+            model_of=cost_model_of(inputs, request),
+            deadline_s=DEEP_SECONDS if deep else SECONDS,
+            report=progress.update,
         )
     _tell(console, explanation)
 

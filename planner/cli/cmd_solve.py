@@ -174,7 +174,7 @@ def _request(
 def _solved(inputs: Inputs, request: Request, limits: Limits) -> Answer:
     """The answer; that there is none is confirmed by a second method and put in the fleet's own words."""
     from planner.explain.infeasible import error_of, explain_infeasible, refuted
-    from planner.solving import problem_of, solve_inputs
+    from planner.solving import cost_model_of, problem_of, solve_inputs
 
     problem = problem_of(inputs, request)
     ended: InfeasibleError | NoPlanInTimeError
@@ -187,7 +187,9 @@ def _solved(inputs: Inputs, request: Request, limits: Limits) -> Answer:
             if limits.should_stop():
                 raise
             ended = error
-    explanation = explain_infeasible(problem, rule=request.rule, deadline_s=EXPLAIN_SECONDS)
+    explanation = explain_infeasible(
+        problem, rule=request.rule, model_of=cost_model_of(inputs, request), deadline_s=EXPLAIN_SECONDS
+    )
     raise error_of(explanation, ended)
 
 
