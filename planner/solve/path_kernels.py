@@ -34,15 +34,14 @@ class Scratch(NamedTuple):
 
     `price_paths` leaves the usage and visits of the cheapest path in `usage_C` and `visits_S`, and in the
     first elements of `found_IK`, `begin_IK` and `size_I` the entries, first layers and lengths of replicas
-    found.
+    found. `stage_QSL[q, s, a]` is the cost from a stage on that begins with layer a and has q more behind it,
+    `onward_QSB[q, s, b]` of what follows such a stage that ends at border b.
     """
 
-    cost_X: FloatArray
-    entry_X: Int32Array
-    used_H: NDArray[np.bool_]
-    hop_BST: FloatArray
-    stage_QLS: FloatArray
-    onward_QBS: FloatArray
+    cost_QSG: FloatArray
+    hop_IST: FloatArray
+    stage_QSL: FloatArray
+    onward_QSB: FloatArray
     price_J: FloatArray
     credit_S: FloatArray
     usage_C: FloatArray
@@ -106,14 +105,11 @@ def _joined(lists: Sequence[NDArray[np.intp]]) -> Int32Array:
 def new_scratch(paths: Paths, devices: Devices) -> Scratch:
     """Work arrays that fit a mode."""
     num_sites, num_layers = paths.transfer_BST.shape[1], paths.window_LW.shape[0]
-    num_cells = paths.num_levels * num_sites * paths.num_signatures
     return Scratch(
-        cost_X=np.empty(num_cells),
-        entry_X=np.empty(num_cells, dtype=np.int32),
-        used_H=np.empty(paths.num_levels * paths.num_signatures, dtype=np.bool_),
-        hop_BST=np.empty((num_layers + 1, num_sites, num_sites)),
-        stage_QLS=np.empty((paths.num_stages, num_layers, num_sites)),
-        onward_QBS=np.empty((paths.num_stages, num_layers + 1, num_sites)),
+        cost_QSG=np.empty((paths.num_levels, num_sites, paths.num_signatures)),
+        hop_IST=np.empty((paths.from_I.size, num_sites, num_sites)),
+        stage_QSL=np.empty((paths.num_stages, num_sites, num_layers)),
+        onward_QSB=np.empty((paths.num_stages, num_sites, num_layers + 1)),
         price_J=np.empty(devices.site_J.size),
         credit_S=np.empty(num_sites),
         usage_C=np.empty(devices.devices_C.size),
@@ -129,58 +125,59 @@ def new_scratch(paths: Paths, devices: Devices) -> Scratch:
 
 @compiled
 def fill_cells(paths: Paths, scratch: Scratch, upto_s: float, weight: float) -> None:
-    """Least cost and its entry for every (level, signature, site)."""
-    cost, entry = scratch.cost_X, scratch.entry_X
-    width = cost.size // paths.num_levels
-    for i in range(cost.size):
-        cost[i] = INF
-        entry[i] = -1
-    for p in range(paths.cell_P.size):
-        if p == paths.num_spread:
-            spread_levels(paths, scratch, width)
-        best, at = INF, -1
-        for e in range(paths.start_P[p], paths.start_P[p + 1]):
-            if paths.load_E[e] > upto_s:
-                break
-            value = scratch.price_J[paths.template_E[e]] + weight * paths.busy_E[e]
-            if value < best:
-                best, at = value, e
-        x = paths.cell_P[p]
-        if best < cost[x]:
-            cost[x] = best
-            entry[x] = at
-    if paths.cell_P.size == paths.num_spread:
-        spread_levels(paths, scratch, width)
-    num_sites = scratch.credit_S.size
-    for h in range(scratch.used_H.size):
-        scratch.used_H[h] = False
-        for x in range(h * num_sites, (h + 1) * num_sites):
-            if cost[x] < INF:
-                scratch.used_H[h] = True
+    """Least cost for every (level, site, signature)."""
+    cost = scratch.cost_QSG.reshape(-1)
+    cost[:] = INF
+    add_runs(paths, scratch, (0, paths.num_spread), upto_s, weight)
+    width = scratch.cost_QSG.shape[1] * scratch.cost_QSG.shape[2]
+    for q in range(paths.num_levels - 2, -1, -1):  # what fits on a level fits on all levels below
+        first, above = np.uint64(q * width), np.uint64(width)
+        for x in range(first, first + above):
+            value, old = cost[x + above], cost[x] + 0.0
+            cost[x] = value if value < old else old
+    add_runs(paths, scratch, (paths.num_spread, paths.template_N.size), upto_s, weight)
 
 
 @compiled
-def spread_levels(paths: Paths, scratch: Scratch, width: int) -> None:
-    """What fits on a level fits on all levels below."""
-    cost, entry = scratch.cost_X, scratch.entry_X
-    for i in range((paths.num_levels - 1) * width - 1, -1, -1):
-        if cost[i + width] < cost[i]:
-            cost[i] = cost[i + width]
-            entry[i] = entry[i + width]
+def add_runs(paths: Paths, scratch: Scratch, which: tuple[int, int], upto_s: float, weight: float) -> None:
+    """Enter the part of these runs that the load limit leaves into the cells."""
+    cost, price_J = scratch.cost_QSG.reshape(-1), scratch.price_J
+    num_sites, num_signatures = scratch.cost_QSG.shape[1], scratch.cost_QSG.shape[2]
+    busy_E, load_E, start_N = paths.busy_E, paths.load_E, paths.start_N
+    template_N, level_N, site_N, signature_N = (
+        paths.template_N,
+        paths.level_N,
+        paths.site_N,
+        paths.signature_N,
+    )
+    for n in range(which[0], which[1]):
+        first, stop = start_N[n], start_N[n + 1]
+        if load_E[first] > upto_s:
+            break
+        while load_E[stop - 1] > upto_s:
+            stop -= 1
+        price = price_J[template_N[n]]
+        x = np.uint64((level_N[n] * num_sites + site_N[n]) * num_signatures + signature_N[n])
+        e = np.uint64(first)
+        for i in range(np.uint64(stop - first)):
+            value = price + weight * busy_E[e + i]
+            old = cost[x + i] + 0.0
+            cost[x + i] = value if value < old else old
 
 
 @compiled
 def fill_hops(paths: Paths, scratch: Scratch, upto_s: float, weight: float) -> None:
-    """Cost of going on from site s to t at a border; entering another site returns its credit."""
-    hop = scratch.hop_BST
-    for b in range(hop.shape[0]):
-        for t in range(hop.shape[1]):
-            for s in range(hop.shape[2]):
+    """Cost of going on from site s to t at a run of borders; entering another site returns its credit."""
+    hop = scratch.hop_IST
+    for i in range(hop.shape[0]):
+        b = paths.from_I[i]
+        for s in range(hop.shape[1]):
+            for t in range(hop.shape[2]):
                 transfer_s = paths.transfer_BST[b, t, s]
                 if transfer_s < INF and paths.repeats * transfer_s <= upto_s:
-                    hop[b, t, s] = weight * transfer_s - (0.0 if s == t else scratch.credit_S[t])
+                    hop[i, s, t] = weight * transfer_s - (0.0 if s == t else scratch.credit_S[t])
                 else:
-                    hop[b, t, s] = INF
+                    hop[i, s, t] = INF
 
 
 @compiled
@@ -189,60 +186,115 @@ def run_paths(paths: Paths, scratch: Scratch, upto_s: float, time_weight: float)
     weight = time_weight * paths.fill
     fill_cells(paths, scratch, upto_s, weight)
     fill_hops(paths, scratch, upto_s, weight)
-    stage_QLS, onward_QBS = scratch.stage_QLS, scratch.onward_QBS
-    num_stages, num_layers, num_sites = stage_QLS.shape
+    stage_QSL = scratch.stage_QSL
+    num_stages, num_sites, _ = stage_QSL.shape
     least = INF
     for q in range(num_stages):
-        for b in range(num_layers + 1):
-            ahead = onward_QBS[q, b]
-            for s in range(num_sites):
-                ahead[s] = 0.0 if q == 0 and b == num_layers else INF
-            if q > 0 and 0 < b < num_layers:
-                for t in range(num_sites):
-                    leg, behind = scratch.hop_BST[b, t], stage_QLS[q - 1, b, t]
-                    for s in range(num_sites):
-                        value = leg[s] + behind
-                        ahead[s] = value if value < ahead[s] else ahead[s]
-        level_h = min(q, paths.num_levels - 1) * paths.num_signatures
-        for a in range(num_layers):
-            here = stage_QLS[q, a]
-            for s in range(num_sites):
-                here[s] = INF
-            for n in range(num_layers - a if q > 0 else 1):
-                length = n + 1 if q > 0 else num_layers - a
-                h = level_h + paths.window_LW[a, length - 1]
-                if scratch.used_H[h]:
-                    ahead = onward_QBS[q, a + length]
-                    x = h * num_sites
-                    for s in range(num_sites):
-                        value = scratch.cost_X[x + s] + ahead[s]
-                        here[s] = value if value < here[s] else here[s]
+        if q > 0:
+            go_on(paths, scratch, q)
+        add_stage(paths, scratch, q)
         for s in range(num_sites):
-            least = min(least, stage_QLS[q, 0, s] - scratch.credit_S[s])
+            least = min(least, stage_QSL[q, s, 0] - scratch.credit_S[s])
     return least
 
 
 @compiled
-def trace(paths: Paths, scratch: Scratch, q: int, s: int) -> int:
+def go_on(paths: Paths, scratch: Scratch, q: int) -> None:
+    """Costs to go after a stage with q more stages behind it."""
+    hop_IST, from_I, upto_I = scratch.hop_IST, paths.from_I, paths.upto_I
+    num_sites = scratch.credit_S.size
+    for s in range(num_sites):
+        ahead = scratch.onward_QSB[q, s]
+        ahead[:] = INF
+        for i in range(from_I.size):
+            first, stop = np.uint64(from_I[i]), np.uint64(upto_I[i])  # unsigned: no index is wrapped
+            for t in range(num_sites):
+                hop = hop_IST[i, s, t]
+                if hop < INF:
+                    behind = scratch.stage_QSL[q - 1, t]
+                    for b in range(first, stop):
+                        value = hop + behind[b]
+                        old = ahead[b] + 0.0  # keeps the compiler from storing under a mask, far slower
+                        ahead[b] = value if value < old else old
+
+
+@compiled
+def add_stage(paths: Paths, scratch: Scratch, q: int) -> None:
+    """Costs to go from the beginning of a stage on, q stages behind it."""
+    windows_L, from_W, upto_W, signature_W = paths.windows_L, paths.from_W, paths.upto_W, paths.signature_W
+    level = min(q, paths.num_levels - 1)
+    for s in range(scratch.credit_S.size):
+        cost, here, ahead = scratch.cost_QSG[level, s], scratch.stage_QSL[q, s], scratch.onward_QSB[q, s]
+        if q == 0:
+            for a in range(here.size):
+                here[a] = cost[paths.last_L[a]]
+            continue
+        here[:] = INF
+        for length in range(1, here.size):
+            shift = np.uint64(length)
+            for w in range(windows_L[length], windows_L[length + 1]):
+                price = cost[signature_W[w]]
+                if price < INF:
+                    for a in range(np.uint64(from_W[w]), np.uint64(upto_W[w])):
+                        value = price + ahead[a + shift]
+                        old = here[a] + 0.0
+                        here[a] = value if value < old else old
+
+
+@compiled
+def entry_at(
+    paths: Paths,
+    scratch: Scratch,
+    at: tuple[int, int, int],
+    upto_s: float,
+    weight: float,
+    use: int,
+    use_J: Int32Array,
+) -> int:
+    """The entry behind the least cost of a cell (level, site, signature).
+
+    With `use` not below 0 only among clusters that make this use of tracked classes.
+    """
+    level, site, signature = at
+    num_sites, num_signatures = scratch.cost_QSG.shape[1], scratch.cost_QSG.shape[2]
+    best, found = INF, -1
+    for q in range(level, paths.num_levels):
+        x = (q * num_sites + site) * num_signatures + signature
+        for i in range(paths.cell_start_X[x], paths.cell_start_X[x + 1]):
+            e = paths.cell_entry_E[i]
+            j = paths.template_E[e]
+            if paths.load_E[e] > upto_s or (use >= 0 and use_J[j] != use):
+                continue
+            if q > level and e >= paths.num_spread_entries:
+                continue
+            value = scratch.price_J[j] + weight * paths.busy_E[e]
+            if value < best:
+                best, found = value, e
+    return found
+
+
+@compiled
+def trace(paths: Paths, scratch: Scratch, q: int, s: int, upto_s: float, weight: float) -> int:
     """Write down the least path from site s with q + 1 stages: entries and first layers. Returns how many."""
-    num_layers, num_sites = scratch.stage_QLS.shape[1], scratch.stage_QLS.shape[2]
+    num_sites, num_layers = scratch.stage_QSL.shape[1], scratch.stage_QSL.shape[2]
     layer, k = 0, 0
     while True:
-        level_h = min(q, paths.num_levels - 1) * paths.num_signatures
-        best, stop, at = INF, -1, -1
-        for length in range(1, num_layers - layer + 1):
-            x = (level_h + paths.window_LW[layer, length - 1]) * num_sites + s
-            value = scratch.cost_X[x] + scratch.onward_QBS[q, layer + length, s]
+        level = min(q, paths.num_levels - 1)
+        cost, ahead = scratch.cost_QSG[level, s], scratch.onward_QSB[q, s]
+        best, stop = INF, num_layers
+        for length in range(1, num_layers - layer if q > 0 else 0):
+            value = cost[paths.window_LW[layer, length - 1]] + ahead[layer + length]
             if value < best:
-                best, stop, at = value, layer + length, x
-        scratch.entry_K[k] = scratch.entry_X[at]
+                best, stop = value, layer + length
+        at = (level, s, paths.window_LW[layer, stop - layer - 1])
+        scratch.entry_K[k] = entry_at(paths, scratch, at, upto_s, weight, -1, paths.last_L)
         scratch.start_K[k] = layer
         k += 1
         if q == 0:
             return k
-        least, then = INF, -1
+        least, then, i = INF, -1, paths.run_B[stop]
         for t in range(num_sites):
-            value = scratch.hop_BST[stop, t, s] + scratch.stage_QLS[q - 1, stop, t]
+            value = scratch.hop_IST[i, s, t] + scratch.stage_QSL[q - 1, t, stop]
             if value < least:
                 least, then = value, t
         s, layer, q = then, stop, q - 1
@@ -299,6 +351,35 @@ def is_real(devices: Devices, scratch: Scratch) -> bool:
 
 
 @compiled
+def appraise(
+    paths: Paths,
+    devices: Devices,
+    scratch: Scratch,
+    size: int,
+    price_C: FloatArray,
+    rho: float,
+    nu: float,
+    tokens: float,
+) -> tuple[float, float, float, float]:
+    """Fill seconds, price, load and worth of the traced path."""
+    fill_s, load_s, step_s = measure(paths, devices, scratch, size)
+    price = 0.0
+    for c in range(scratch.usage_C.size):
+        price += price_C[c] * scratch.usage_C[c]
+    worth = INF if price + rho <= 0.0 else (tokens / step_s + nu) / (price + rho)
+    return fill_s, price, load_s, worth
+
+
+@compiled
+def keep(scratch: Scratch, i: int, size: int) -> None:
+    """Note the traced path as the replica found i-th."""
+    for k in range(size):
+        scratch.found_IK[i, k] = scratch.entry_K[k]
+        scratch.begin_IK[i, k] = scratch.start_K[k]
+    scratch.size_I[i] = size
+
+
+@compiled
 def charge(
     devices: Devices, scratch: Scratch, price_C: FloatArray, price_weight: float, usage_2C: FloatArray
 ) -> float:
@@ -345,37 +426,26 @@ def price_paths(
     value = run_paths(paths, scratch, upto_s, time_weight)
     if value == INF:
         return INF, INF, INF, INF, False, 0, 0.0
-    stage_QLS = scratch.stage_QLS
-    num_stages, num_sites = stage_QLS.shape[0], stage_QLS.shape[2]
-    best_q, best_s, least = -1, -1, INF
-    for q in range(num_stages):
-        for s in range(num_sites):
-            if stage_QLS[q, 0, s] - scratch.credit_S[s] < least:
-                least, best_q, best_s = stage_QLS[q, 0, s] - scratch.credit_S[s], q, s
-    num_found, best_worth, fill_s, price, load_s, real = 0, 0.0, INF, INF, INF, False
+    weight = time_weight * paths.fill
+    stage_QSL = scratch.stage_QSL
+    num_stages, num_sites, _ = stage_QSL.shape
+    num_found, best_worth, best_turn, least = 0, 0.0, -1, INF
     limit = value + NEAR_FRAC * abs(value)
-    # the cheapest path comes last, so that its usage and visits are the ones left behind
-    for turn in range(num_stages * num_sites + 1):
+    for turn in range(num_stages * num_sites):
         q, s = turn // num_sites, turn % num_sites
-        if turn == num_stages * num_sites:
-            q, s = best_q, best_s
-        elif stage_QLS[q, 0, s] - scratch.credit_S[s] > limit:
-            continue
-        size = trace(paths, scratch, q, s)
-        fill_s, load_s, step_s = measure(paths, devices, scratch, size)
-        price = 0.0
-        for c in range(scratch.usage_C.size):
-            price += price_C[c] * scratch.usage_C[c]
-        worth = INF if price + rho <= 0.0 else (tokens / step_s + nu) / (price + rho)
-        is_last = turn == num_stages * num_sites
-        if is_last or worth >= worth_min:
-            real = is_real(devices, scratch)
-        if not is_last and worth >= worth_min and real and num_found < scratch.size_I.size:
-            best_worth = max(best_worth, worth)
-            for k in range(size):
-                scratch.found_IK[num_found, k] = scratch.entry_K[k]
-                scratch.begin_IK[num_found, k] = scratch.start_K[k]
-            scratch.size_I[num_found] = size
-            num_found += 1
+        cost = stage_QSL[q, s, 0] - scratch.credit_S[s]
+        if cost < least:
+            least, best_turn = cost, turn
+        if cost <= limit:
+            size = trace(paths, scratch, q, s, upto_s, weight)
+            _, _, _, worth = appraise(paths, devices, scratch, size, price_C, rho, nu, tokens)
+            if worth >= worth_min and num_found < scratch.size_I.size and is_real(devices, scratch):
+                keep(scratch, num_found, size)
+                num_found += 1
+                best_worth = max(best_worth, worth)
+    # the cheapest path comes last, so that its usage and visits are the ones left behind
+    size = trace(paths, scratch, best_turn // num_sites, best_turn % num_sites, upto_s, weight)
+    fill_s, price, load_s, _ = appraise(paths, devices, scratch, size, price_C, rho, nu, tokens)
+    real = is_real(devices, scratch)
     value -= once + 1e-11 * (abs(value) + once)
     return value, fill_s, price, load_s, real, num_found, best_worth

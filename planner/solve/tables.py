@@ -9,7 +9,7 @@ position), W interval lengths, B layer borders (0..L), C device classes.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,19 +73,17 @@ def build_signatures(problem: BoundaryProblem) -> Signatures:
     groups: dict[tuple[int, int], int] = {}
     intervals: list[Interval] = []
     window_LW = np.full((num_layers, num_layers), -1, dtype=np.int64)
-    for start in range(num_layers):
-        tier = 0
-        for stop in range(start + 1, num_layers + 1):
-            tier = max(tier, problem.tier_required[stop - 1])
-            key = problem.cost_model.interval_key((start, stop))
-            if key not in keys:
-                keys[key] = len(key_intervals)
-                key_intervals.append((start, stop))
-            group = (keys[key], tier)
-            if group not in groups:
-                groups[group] = len(intervals)
-                intervals.append((start, stop))
-            window_LW[start, stop - start - 1] = groups[group]
+    for start, stop in _intervals(num_layers):
+        tier = max(problem.tier_required[start:stop])
+        key = problem.cost_model.interval_key((start, stop))
+        if key not in keys:
+            keys[key] = len(key_intervals)
+            key_intervals.append((start, stop))
+        group = (keys[key], tier)
+        if group not in groups:
+            groups[group] = len(intervals)
+            intervals.append((start, stop))
+        window_LW[start, stop - start - 1] = groups[group]
     window_LW[window_LW < 0] = len(intervals)
     return Signatures(
         intervals=tuple(intervals),
@@ -94,6 +92,18 @@ def build_signatures(problem: BoundaryProblem) -> Signatures:
         key_intervals=tuple(key_intervals),
         window_LW=window_LW,
     )
+
+
+def _intervals(num_layers: int) -> Iterator[Interval]:
+    """All intervals by start, those up to the last layer at the end, each in order of rising length.
+
+    Signatures in this order cost more and more over long runs, which the path kernels make use of.
+    """
+    for start in range(num_layers):
+        for stop in range(start + 1, num_layers):
+            yield start, stop
+    for start in reversed(range(num_layers)):
+        yield start, num_layers
 
 
 def build_tables(

@@ -22,11 +22,12 @@ from planner.solve.path_kernels import (
     NEAR_FRAC,
     Devices,
     Scratch,
+    appraise,
     charge,
+    entry_at,
     fill_hops,
     is_real,
-    measure,
-    spread_levels,
+    keep,
 )
 from planner.solve.paths import Int32Array, Paths
 from planner.solve.tables import FloatArray
@@ -50,8 +51,8 @@ class TrackedScratch(NamedTuple):
     """Work arrays of one thread for one choice of tracked classes; see `Budgets`."""
 
     budgets: Budgets
-    cost_THD: FloatArray
-    entry_THD: Int32Array
+    cost_TDQG: FloatArray
+    used_QG: NDArray[np.bool_]
     stage_QLSU: FloatArray
     onward_QBSU: FloatArray
 
@@ -94,11 +95,11 @@ def new_tracked(paths: Paths, devices: Devices, tracked: Sequence[int]) -> Track
     budgets = build_budgets(devices, tracked)
     num_uses, num_budget = budgets.bar_DU.shape
     num_sites, num_layers = paths.transfer_BST.shape[1], paths.window_LW.shape[0]
-    cells = (int(budgets.slot_S.max()) + 1, paths.num_levels * paths.num_signatures, num_uses)
+    levels = (paths.num_levels, paths.num_signatures)
     return TrackedScratch(
         budgets=budgets,
-        cost_THD=np.empty(cells),
-        entry_THD=np.empty(cells, dtype=np.int32),
+        cost_TDQG=np.empty((int(budgets.slot_S.max()) + 1, num_uses, *levels)),
+        used_QG=np.empty(levels, dtype=np.bool_),
         stage_QLSU=np.empty((paths.num_stages, num_layers, num_sites, num_budget)),
         onward_QBSU=np.empty((paths.num_stages, num_layers + 1, num_sites, num_budget)),
     )
@@ -106,65 +107,36 @@ def new_tracked(paths: Paths, devices: Devices, tracked: Sequence[int]) -> Track
 
 @compiled
 def fill_uses(paths: Paths, scratch: Scratch, tracked: TrackedScratch, upto_s: float, weight: float) -> None:
-    """Least cost and its entry for every cell; at sites with tracked classes for every use of these."""
-    cost, entry = scratch.cost_X, scratch.entry_X
-    cost_THD, entry_THD = tracked.cost_THD, tracked.entry_THD
-    num_sites, width = scratch.credit_S.size, cost.size // paths.num_levels
-    for i in range(cost.size):
-        cost[i] = INF
-        entry[i] = -1
-    for t in range(cost_THD.shape[0]):
-        for h in range(cost_THD.shape[1]):
-            for d in range(cost_THD.shape[2]):
-                cost_THD[t, h, d] = INF
-                entry_THD[t, h, d] = -1
-    for p in range(paths.cell_P.size + 1):
-        if p == paths.num_spread:
-            spread_levels(paths, scratch, width)
-            spread_uses(paths, tracked)
-        if p == paths.cell_P.size:
+    """Least cost of every cell; at sites with tracked classes for every use of these."""
+    cost_QSG, cost_TDQG = scratch.cost_QSG, tracked.cost_TDQG
+    cost_QSG[:] = INF
+    cost_TDQG[:] = INF
+    for n in range(paths.template_N.size + 1):
+        if n == paths.num_spread:  # what fits on a level fits on all levels below
+            for q in range(paths.num_levels - 2, -1, -1):
+                cost_QSG[q] = np.minimum(cost_QSG[q], cost_QSG[q + 1])
+                cost_TDQG[:, :, q] = np.minimum(cost_TDQG[:, :, q], cost_TDQG[:, :, q + 1])
+        if n == paths.template_N.size:
             break
-        x = paths.cell_P[p]
-        h = x // num_sites
-        t = tracked.budgets.slot_S[x % num_sites]
-        for e in range(paths.start_P[p], paths.start_P[p + 1]):
+        j, q, s = paths.template_N[n], paths.level_N[n], paths.site_N[n]
+        t, d = tracked.budgets.slot_S[s], tracked.budgets.use_J[j]
+        if t >= 0 and d < 0:
+            continue
+        line_G = cost_QSG[q, s] if t < 0 else cost_TDQG[t, d, q]
+        for i in range(paths.start_N[n + 1] - paths.start_N[n]):
+            e, g = paths.start_N[n] + i, paths.signature_N[n] + i
             if paths.load_E[e] > upto_s:
                 break
-            value = scratch.price_J[paths.template_E[e]] + weight * paths.busy_E[e]
-            if t < 0:
-                if value < cost[x]:
-                    cost[x] = value
-                    entry[x] = e
-            else:
-                d = tracked.budgets.use_J[paths.template_E[e]]
-                if d >= 0 and value < cost_THD[t, h, d]:
-                    cost_THD[t, h, d] = value
-                    entry_THD[t, h, d] = e
-    for h in range(scratch.used_H.size):
-        used = False
-        for x in range(h * num_sites, (h + 1) * num_sites):
-            used = used or cost[x] < INF
-        for t in range(cost_THD.shape[0]):
-            for d in range(cost_THD.shape[2]):
-                used = used or cost_THD[t, h, d] < INF
-        scratch.used_H[h] = used
+            line_G[g] = min(line_G[g], scratch.price_J[j] + weight * paths.busy_E[e])
+    for q in range(paths.num_levels):
+        for g in range(paths.num_signatures):
+            tracked.used_QG[q, g] = cost_QSG[q, :, g].min() < INF
+            if cost_TDQG.size > 0:
+                tracked.used_QG[q, g] |= cost_TDQG[:, :, q, g].min() < INF
 
 
 @compiled_part
-def spread_uses(paths: Paths, tracked: TrackedScratch) -> None:
-    """What fits on a level fits on all levels below."""
-    cost, entry = tracked.cost_THD, tracked.entry_THD
-    width = paths.num_signatures
-    for t in range(cost.shape[0]):
-        for h in range((paths.num_levels - 1) * width - 1, -1, -1):
-            for d in range(cost.shape[2]):
-                if cost[t, h + width, d] < cost[t, h, d]:
-                    cost[t, h, d] = cost[t, h + width, d]
-                    entry[t, h, d] = entry[t, h + width, d]
-
-
-@compiled_part
-def go_on(scratch: Scratch, tracked: TrackedScratch, q: int) -> None:
+def go_on(paths: Paths, scratch: Scratch, tracked: TrackedScratch, q: int) -> None:
     """Costs to go after a stage with q more stages behind it."""
     stage_QLSU, onward_QBSU = tracked.stage_QLSU, tracked.onward_QBSU
     num_borders, num_sites, num_budget = onward_QBSU.shape[1], onward_QBSU.shape[2], onward_QBSU.shape[3]
@@ -176,18 +148,25 @@ def go_on(scratch: Scratch, tracked: TrackedScratch, q: int) -> None:
                 ahead[u] = start
             if q > 0 and 0 < b < num_borders - 1:
                 for t in range(num_sites):
-                    hop = scratch.hop_BST[b, t, s]
+                    hop = scratch.hop_IST[paths.run_B[b], s, t]
                     behind = stage_QLSU[q - 1, b, t]
                     if hop == INF or behind[num_budget - 1] == INF:
                         continue
                     for u in range(num_budget):
                         value = hop + behind[u]
-                        ahead[u] = value if value < ahead[u] else ahead[u]
+                        old = ahead[u] + 0.0  # see `path_kernels.go_on`
+                        ahead[u] = value if value < old else old
 
 
 @compiled_part
-def add_stage(scratch: Scratch, tracked: TrackedScratch, q: int, a: int, h: int, stop: int) -> None:
-    """Costs of a stage on layers [a, stop) at every site and budget, q stages behind it."""
+def add_stage(
+    scratch: Scratch, tracked: TrackedScratch, q: int, cell: tuple[int, int], a: int, stop: int
+) -> None:
+    """Costs of a stage on layers [a, stop) at every site and budget, q stages behind it.
+
+    `cell` is its in-flight level and signature.
+    """
+    level, g = cell
     slot_S, step_D, bar_DU = tracked.budgets.slot_S, tracked.budgets.step_D, tracked.budgets.bar_DU
     num_sites, num_budget = tracked.stage_QLSU.shape[2], tracked.stage_QLSU.shape[3]
     for s in range(num_sites):
@@ -196,15 +175,16 @@ def add_stage(scratch: Scratch, tracked: TrackedScratch, q: int, a: int, h: int,
             continue
         t = slot_S[s]
         if t < 0:
-            cost = scratch.cost_X[h * num_sites + s]
+            cost = scratch.cost_QSG[level, s, g]
             if cost == INF:
                 continue
             for u in range(num_budget):
                 value = cost + ahead[u]
-                here[u] = value if value < here[u] else here[u]
+                old = here[u] + 0.0
+                here[u] = value if value < old else old
             continue
         for d in range(step_D.size):
-            cost = tracked.cost_THD[t, h, d]
+            cost = tracked.cost_TDQG[t, d, level, g]
             if cost == INF:
                 continue
             step, bar = step_D[d], bar_DU[d]
@@ -212,7 +192,8 @@ def add_stage(scratch: Scratch, tracked: TrackedScratch, q: int, a: int, h: int,
                 for v in range(num_budget - step):
                     u = v + step
                     value = cost + ahead[v] + bar[u]
-                    here[u] = value if value < here[u] else here[u]
+                    old = here[u] + 0.0
+                    here[u] = value if value < old else old
 
 
 @compiled
@@ -221,52 +202,61 @@ def run_stages(paths: Paths, scratch: Scratch, tracked: TrackedScratch) -> float
     num_stages, num_layers, num_sites, num_budget = tracked.stage_QLSU.shape
     least = INF
     for q in range(num_stages):
-        go_on(scratch, tracked, q)
-        level_h = min(q, paths.num_levels - 1) * paths.num_signatures
+        go_on(paths, scratch, tracked, q)
+        level = min(q, paths.num_levels - 1)
         for a in range(num_layers):
             for s in range(num_sites):
                 for u in range(num_budget):
                     tracked.stage_QLSU[q, a, s, u] = INF
             for n in range(num_layers - a if q > 0 else 1):
                 length = n + 1 if q > 0 else num_layers - a
-                h = level_h + paths.window_LW[a, length - 1]
-                if scratch.used_H[h]:
-                    add_stage(scratch, tracked, q, a, h, a + length)
+                g = paths.window_LW[a, length - 1]
+                if tracked.used_QG[level, g]:
+                    add_stage(scratch, tracked, q, (level, g), a, a + length)
         for s in range(num_sites):
             least = min(least, tracked.stage_QLSU[q, 0, s, num_budget - 1] - scratch.credit_S[s])
     return least
 
 
 @compiled_part
-def trace_tracked(paths: Paths, scratch: Scratch, tracked: TrackedScratch, q: int, s: int) -> int:
-    """The least path from site s with q + 1 stages: its entries and first layers; returns how many stages."""
+def trace_tracked(
+    paths: Paths,
+    scratch: Scratch,
+    tracked: TrackedScratch,
+    start: tuple[int, int],
+    upto_s: float,
+    weight: float,
+) -> int:
+    """The least path from `start`, stages behind the first and site; see `trace`."""
     stage_QLSU, onward_QBSU = tracked.stage_QLSU, tracked.onward_QBSU
     step_D, bar_DU = tracked.budgets.step_D, tracked.budgets.bar_DU
     num_layers, num_sites, num_budget = stage_QLSU.shape[1], stage_QLSU.shape[2], stage_QLSU.shape[3]
     layer, k, u = 0, 0, num_budget - 1
+    q, s = start
     while True:
-        level_h = min(q, paths.num_levels - 1) * paths.num_signatures
+        level = min(q, paths.num_levels - 1)
         t = tracked.budgets.slot_S[s]
-        best, stop, at, left = INF, -1, -1, -1
+        best, stop, use, left = INF, num_layers, 0, u
         for length in range(1, num_layers - layer + 1):
-            h = level_h + paths.window_LW[layer, length - 1]
+            g = paths.window_LW[layer, length - 1]
             for d in range(1 if t < 0 else step_D.size):
                 if bar_DU[d, u] == INF:
                     continue
                 v = u - step_D[d]
-                cost = scratch.cost_X[h * num_sites + s] if t < 0 else tracked.cost_THD[t, h, d]
+                cost = scratch.cost_QSG[level, s, g] if t < 0 else tracked.cost_TDQG[t, d, level, g]
                 value = cost + onward_QBSU[q, layer + length, s, v]
                 if value < best:
-                    best, stop, left = value, layer + length, v
-                    at = scratch.entry_X[h * num_sites + s] if t < 0 else tracked.entry_THD[t, h, d]
-        scratch.entry_K[k] = at
+                    best, stop, use, left = value, layer + length, d, v
+        at = (level, s, paths.window_LW[layer, stop - layer - 1])
+        use = -1 if t < 0 else use
+        scratch.entry_K[k] = entry_at(paths, scratch, at, upto_s, weight, use, tracked.budgets.use_J)
         scratch.start_K[k] = layer
         k += 1
         if q == 0:
             return k
-        least, then = INF, -1
+        least, then, i = INF, -1, paths.run_B[stop]
         for other in range(num_sites):
-            value = scratch.hop_BST[stop, other, s] + stage_QLSU[q - 1, stop, other, left]
+            value = scratch.hop_IST[i, s, other] + stage_QLSU[q - 1, stop, other, left]
             if value < least:
                 least, then = value, other
         s, layer, u, q = then, stop, left, q - 1
@@ -278,46 +268,37 @@ def pick(
     devices: Devices,
     scratch: Scratch,
     tracked: TrackedScratch,
-    limit: float,
+    limits: tuple[float, float, float],
     price_C: FloatArray,
     rho: float,
     nu: float,
     tokens: float,
     worth_min: float,
 ) -> tuple[float, float, float, bool, int, float]:
-    """Measure the cheapest path, keep the real replicas among those of at most `limit`; see `price_paths`."""
+    """Measure the cheapest path, keep the real replicas among those near it; see `price_paths`.
+
+    `limits` are the cost up to which paths are looked at, the load limit and the weight of busy seconds.
+    """
+    near, upto_s, weight = limits
     num_stages, _, num_sites, num_budget = tracked.stage_QLSU.shape
-    best_turn, least = -1, INF
+    num_found, best_worth, best_turn, least = 0, 0.0, -1, INF
     for turn in range(num_stages * num_sites):
         q, s = turn // num_sites, turn % num_sites
         cost = tracked.stage_QLSU[q, 0, s, num_budget - 1] - scratch.credit_S[s]
         if cost < least:
             least, best_turn = cost, turn
-    num_found, best_worth, fill_s, price, load_s, real = 0, 0.0, INF, INF, INF, False
+        if cost <= near:
+            size = trace_tracked(paths, scratch, tracked, (q, s), upto_s, weight)
+            _, _, _, worth = appraise(paths, devices, scratch, size, price_C, rho, nu, tokens)
+            if worth >= worth_min and num_found < scratch.size_I.size and is_real(devices, scratch):
+                keep(scratch, num_found, size)
+                num_found += 1
+                best_worth = max(best_worth, worth)
     # the cheapest path comes last, so that its usage and visits are the ones left behind
-    for i in range(num_stages * num_sites + 1):
-        is_last = i == num_stages * num_sites
-        turn = best_turn if is_last else i
-        q, s = turn // num_sites, turn % num_sites
-        cost = tracked.stage_QLSU[q, 0, s, num_budget - 1] - scratch.credit_S[s]
-        if cost > limit and not is_last:
-            continue
-        size = trace_tracked(paths, scratch, tracked, q, s)
-        fill_s, load_s, step_s = measure(paths, devices, scratch, size)
-        price = 0.0
-        for c in range(scratch.usage_C.size):
-            price += price_C[c] * scratch.usage_C[c]
-        worth = INF if price + rho <= 0.0 else (tokens / step_s + nu) / (price + rho)
-        if is_last or worth >= worth_min:
-            real = is_real(devices, scratch)
-        if not is_last and worth >= worth_min and real and num_found < scratch.size_I.size:
-            best_worth = max(best_worth, worth)
-            for k in range(size):
-                scratch.found_IK[num_found, k] = scratch.entry_K[k]
-                scratch.begin_IK[num_found, k] = scratch.start_K[k]
-            scratch.size_I[num_found] = size
-            num_found += 1
-    return fill_s, price, load_s, real, num_found, best_worth
+    start = (best_turn // num_sites, best_turn % num_sites)
+    size = trace_tracked(paths, scratch, tracked, start, upto_s, weight)
+    fill_s, price, load_s, _ = appraise(paths, devices, scratch, size, price_C, rho, nu, tokens)
+    return fill_s, price, load_s, is_real(devices, scratch), num_found, best_worth
 
 
 def price_tracked(
@@ -346,6 +327,6 @@ def price_tracked(
     value = run_stages(paths, scratch, tracked)
     if value == INF:
         return INF, INF, INF, INF, False, 0, 0.0
-    limit = value + NEAR_FRAC * abs(value)
-    picked = pick(paths, devices, scratch, tracked, limit, price_C, rho, nu, tokens, worth_min)
+    limits = (value + NEAR_FRAC * abs(value), upto_s, weight)
+    picked = pick(paths, devices, scratch, tracked, limits, price_C, rho, nu, tokens, worth_min)
     return (value - once - 1e-11 * (abs(value) + once), *picked)

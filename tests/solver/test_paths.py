@@ -20,6 +20,7 @@ from planner.solve.path_kernels import (
     Scratch,
     build_devices,
     charge,
+    entry_at,
     fill_cells,
     measure,
     new_scratch,
@@ -138,11 +139,10 @@ def test_every_traced_path_costs_what_the_cost_model_says(seed: int, condition: 
         num_classes = laid.devices.devices_C.size
         price_C = np.array([rng.uniform(0.1, 2.0) for _ in range(num_classes)])
         for upto_s in limits_s(laid.listed.load_P, rng):
-            run(laid, upto_s, rng.choice(THETAS), price_C, np.zeros((2, num_classes)))
-            if not np.isfinite(laid.scratch.stage_QLS[:, 0]).any():
-                continue
-            for q, s in np.argwhere(np.isfinite(laid.scratch.stage_QLS[:, 0])).tolist():
-                size = trace(laid.paths, laid.scratch, q, s)
+            theta = rng.choice(THETAS)
+            run(laid, upto_s, theta, price_C, np.zeros((2, num_classes)))
+            for q, s in np.argwhere(np.isfinite(laid.scratch.stage_QSL[:, :, 0])).tolist():
+                size = trace(laid.paths, laid.scratch, q, s, upto_s, theta * laid.paths.fill)
                 fill_s, load_s, step_s = measure(laid.paths, laid.devices, laid.scratch, size)
                 chain = chain_of(laid, size)
                 p = position[chain]
@@ -175,10 +175,10 @@ def test_spreading_over_levels_changes_no_cell(seed: int, condition: Condition) 
                 cost_E = scratch.price_J[tables.template_E] + weight * tables.busy_E
                 allowed_E = tables.load_E <= upto_s
                 np.minimum.at(raw_X, tables.cell_E[allowed_E], cost_E[allowed_E])
-                # raw cells go by (level, site, signature), those of the kernels by (level, signature, site)
-                raw_QSG = raw_X.reshape(tables.num_levels, num_sites, num_signatures)
-                shape = (tables.num_levels, num_signatures, num_sites)
-                assert np.array_equal(scratch.cost_X.reshape(shape), raw_QSG.transpose(0, 2, 1))
-                entry_QSG = scratch.entry_X.reshape(shape).transpose(0, 2, 1).reshape(-1)
+                assert np.array_equal(scratch.cost_QSG.reshape(-1), raw_X)
                 for cell in np.flatnonzero(np.isfinite(raw_X)).tolist():
-                    assert (cell, int(paths.template_E[entry_QSG[cell]])) in owns
+                    level, place = divmod(cell, num_sites * num_signatures)
+                    at = (level, *divmod(place, num_signatures))
+                    e = entry_at(paths, scratch, at, upto_s, weight, -1, paths.last_L)
+                    assert scratch.price_J[paths.template_E[e]] + weight * paths.busy_E[e] == raw_X[cell]
+                    assert (cell, int(paths.template_E[e])) in owns
