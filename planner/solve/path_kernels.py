@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from planner.problem import BoundaryProblem
 from planner.solve.columns import Shape
-from planner.solve.jit import compiled
+from planner.solve.jit import compiled, compiled_part
 from planner.solve.paths import Int32Array, Paths
 from planner.solve.tables import FloatArray
 
@@ -123,7 +123,7 @@ def new_scratch(paths: Paths, devices: Devices) -> Scratch:
     )
 
 
-@compiled
+@compiled_part
 def fill_cells(paths: Paths, scratch: Scratch, upto_s: float, weight: float) -> None:
     """Least cost for every (level, site, signature)."""
     cost = scratch.cost_QSG.reshape(-1)
@@ -138,7 +138,7 @@ def fill_cells(paths: Paths, scratch: Scratch, upto_s: float, weight: float) -> 
     add_runs(paths, scratch, (paths.num_spread, paths.template_N.size), upto_s, weight)
 
 
-@compiled
+@compiled_part
 def add_runs(paths: Paths, scratch: Scratch, which: tuple[int, int], upto_s: float, weight: float) -> None:
     """Enter the part of these runs that the load limit leaves into the cells."""
     cost, price_J = scratch.cost_QSG.reshape(-1), scratch.price_J
@@ -180,7 +180,7 @@ def fill_hops(paths: Paths, scratch: Scratch, upto_s: float, weight: float) -> N
                     hop[i, s, t] = INF
 
 
-@compiled
+@compiled_part
 def run_paths(paths: Paths, scratch: Scratch, upto_s: float, time_weight: float) -> float:
     """Fill the costs to go; comes back with the least cost of any path, infinite when there is none."""
     weight = time_weight * paths.fill
@@ -198,7 +198,7 @@ def run_paths(paths: Paths, scratch: Scratch, upto_s: float, time_weight: float)
     return least
 
 
-@compiled
+@compiled_part
 def go_on(paths: Paths, scratch: Scratch, q: int) -> None:
     """Costs to go after a stage with q more stages behind it."""
     hop_IST, from_I, upto_I = scratch.hop_IST, paths.from_I, paths.upto_I
@@ -218,7 +218,7 @@ def go_on(paths: Paths, scratch: Scratch, q: int) -> None:
                         ahead[b] = value if value < old else old
 
 
-@compiled
+@compiled_part
 def add_stage(paths: Paths, scratch: Scratch, q: int) -> None:
     """Costs to go from the beginning of a stage on, q stages behind it."""
     windows_L, from_W, upto_W, signature_W = paths.windows_L, paths.from_W, paths.upto_W, paths.signature_W
@@ -241,7 +241,7 @@ def add_stage(paths: Paths, scratch: Scratch, q: int) -> None:
                         here[a] = value if value < old else old
 
 
-@compiled
+@compiled_part
 def entry_at(
     paths: Paths,
     scratch: Scratch,
@@ -273,7 +273,7 @@ def entry_at(
     return found
 
 
-@compiled
+@compiled_part
 def trace(paths: Paths, scratch: Scratch, q: int, s: int, upto_s: float, weight: float) -> int:
     """Write down the least path from site s with q + 1 stages: entries and first layers. Returns how many."""
     num_sites, num_layers = scratch.stage_QSL.shape[1], scratch.stage_QSL.shape[2]
@@ -300,7 +300,7 @@ def trace(paths: Paths, scratch: Scratch, q: int, s: int, upto_s: float, weight:
         s, layer, q = then, stop, q - 1
 
 
-@compiled
+@compiled_part
 def measure(paths: Paths, devices: Devices, scratch: Scratch, num_stages: int) -> tuple[float, float, float]:
     """Fill seconds, load and step seconds of the traced path; fills its usage and the visits to each site."""
     usage_C, visits_S = scratch.usage_C, scratch.visits_S
@@ -334,7 +334,7 @@ def measure(paths: Paths, devices: Devices, scratch: Scratch, num_stages: int) -
     return fill_s, load_s, step_s
 
 
-@compiled
+@compiled_part
 def is_real(devices: Devices, scratch: Scratch) -> bool:
     """Whether the capacity rows allow one replica of the measured usage."""
     used_R = scratch.used_R
@@ -350,7 +350,7 @@ def is_real(devices: Devices, scratch: Scratch) -> bool:
     return not too_much
 
 
-@compiled
+@compiled_part
 def appraise(
     paths: Paths,
     devices: Devices,
@@ -370,7 +370,7 @@ def appraise(
     return fill_s, price, load_s, worth
 
 
-@compiled
+@compiled_part
 def keep(scratch: Scratch, i: int, size: int) -> None:
     """Note the traced path as the replica found i-th."""
     for k in range(size):

@@ -112,10 +112,8 @@ def fill_uses(paths: Paths, scratch: Scratch, tracked: TrackedScratch, upto_s: f
     cost_QSG[:] = INF
     cost_TDQG[:] = INF
     for n in range(paths.template_N.size + 1):
-        if n == paths.num_spread:  # what fits on a level fits on all levels below
-            for q in range(paths.num_levels - 2, -1, -1):
-                cost_QSG[q] = np.minimum(cost_QSG[q], cost_QSG[q + 1])
-                cost_TDQG[:, :, q] = np.minimum(cost_TDQG[:, :, q], cost_TDQG[:, :, q + 1])
+        if n == paths.num_spread:
+            spread_levels(scratch, tracked)
         if n == paths.template_N.size:
             break
         j, q, s = paths.template_N[n], paths.level_N[n], paths.site_N[n]
@@ -128,11 +126,39 @@ def fill_uses(paths: Paths, scratch: Scratch, tracked: TrackedScratch, upto_s: f
             if paths.load_E[e] > upto_s:
                 break
             line_G[g] = min(line_G[g], scratch.price_J[j] + weight * paths.busy_E[e])
-    for q in range(paths.num_levels):
-        for g in range(paths.num_signatures):
-            tracked.used_QG[q, g] = cost_QSG[q, :, g].min() < INF
-            if cost_TDQG.size > 0:
-                tracked.used_QG[q, g] |= cost_TDQG[:, :, q, g].min() < INF
+    mark_used(scratch, tracked)
+
+
+@compiled_part
+def spread_levels(scratch: Scratch, tracked: TrackedScratch) -> None:
+    """What fits on a level fits on all levels below."""
+    cost_QSG, cost_TDQG = scratch.cost_QSG, tracked.cost_TDQG
+    num_levels, num_sites, num_signatures = cost_QSG.shape
+    num_slots, num_uses = cost_TDQG.shape[:2]
+    for q in range(num_levels - 2, -1, -1):
+        for g in range(num_signatures):
+            for s in range(num_sites):
+                cost_QSG[q, s, g] = min(cost_QSG[q, s, g], cost_QSG[q + 1, s, g])
+            for t in range(num_slots):
+                for d in range(num_uses):
+                    cost_TDQG[t, d, q, g] = min(cost_TDQG[t, d, q, g], cost_TDQG[t, d, q + 1, g])
+
+
+@compiled_part
+def mark_used(scratch: Scratch, tracked: TrackedScratch) -> None:
+    """Which pairs of level and signature have a cluster at all."""
+    cost_QSG, cost_TDQG = scratch.cost_QSG, tracked.cost_TDQG
+    num_levels, num_sites, num_signatures = cost_QSG.shape
+    num_slots, num_uses = cost_TDQG.shape[:2]
+    for q in range(num_levels):
+        for g in range(num_signatures):
+            used = False
+            for s in range(num_sites):
+                used = used or cost_QSG[q, s, g] < INF
+            for t in range(num_slots):
+                for d in range(num_uses):
+                    used = used or cost_TDQG[t, d, q, g] < INF
+            tracked.used_QG[q, g] = used
 
 
 @compiled_part

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from planner.objective import StageChoice, price_replica
 from planner.problem import BoundaryProblem, Mode
 from planner.solve.columns import build_shape
+from planner.solve.jit import compiled
 from planner.solve.path_kernels import (
     Devices,
     Scratch,
@@ -35,6 +36,28 @@ from solver.micro_fleets import Condition
 FloatArray = NDArray[np.float64]
 CASES = listable(range(300, 345))
 THETAS = (0.0, 0.3, 1.0, 20.0)
+
+
+# doors into functions that only compiled ones call
+
+
+@compiled
+def cells_of(paths: Paths, scratch: Scratch, upto_s: float, weight: float) -> None:
+    fill_cells(paths, scratch, upto_s, weight)
+
+
+@compiled
+def entry_of(paths: Paths, scratch: Scratch, at: tuple[int, int, int], upto_s: float, weight: float) -> int:
+    return entry_at(paths, scratch, at, upto_s, weight, -1, paths.last_L)
+
+
+@compiled
+def traced(
+    paths: Paths, devices: Devices, scratch: Scratch, start: tuple[int, int], upto_s: float, weight: float
+) -> tuple[int, float, float, float]:
+    size = trace(paths, scratch, start[0], start[1], upto_s, weight)
+    fill_s, load_s, step_s = measure(paths, devices, scratch, size)
+    return size, fill_s, load_s, step_s
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,8 +165,10 @@ def test_every_traced_path_costs_what_the_cost_model_says(seed: int, condition: 
             theta = rng.choice(THETAS)
             run(laid, upto_s, theta, price_C, np.zeros((2, num_classes)))
             for q, s in np.argwhere(np.isfinite(laid.scratch.stage_QSL[:, :, 0])).tolist():
-                size = trace(laid.paths, laid.scratch, q, s, upto_s, theta * laid.paths.fill)
-                fill_s, load_s, step_s = measure(laid.paths, laid.devices, laid.scratch, size)
+                weight = theta * laid.paths.fill
+                size, fill_s, load_s, step_s = traced(
+                    laid.paths, laid.devices, laid.scratch, (q, s), upto_s, weight
+                )
                 chain = chain_of(laid, size)
                 p = position[chain]
                 replica = price_replica(laid.problem, laid.mode, chain)
@@ -170,7 +195,7 @@ def test_spreading_over_levels_changes_no_cell(seed: int, condition: Condition) 
             for weight in THETAS:
                 price_C = np.array([rng.uniform(0.0, 2.0) for _ in range(devices.devices_C.size)])
                 charge(devices, scratch, price_C, 1.0, np.zeros((2, price_C.size)))
-                fill_cells(paths, scratch, upto_s, weight)
+                cells_of(paths, scratch, upto_s, weight)
                 raw_X = np.full(tables.num_cells, np.inf)
                 cost_E = scratch.price_J[tables.template_E] + weight * tables.busy_E
                 allowed_E = tables.load_E <= upto_s
@@ -179,6 +204,6 @@ def test_spreading_over_levels_changes_no_cell(seed: int, condition: Condition) 
                 for cell in np.flatnonzero(np.isfinite(raw_X)).tolist():
                     level, place = divmod(cell, num_sites * num_signatures)
                     at = (level, *divmod(place, num_signatures))
-                    e = entry_at(paths, scratch, at, upto_s, weight, -1, paths.last_L)
+                    e = entry_of(paths, scratch, at, upto_s, weight)
                     assert scratch.price_J[paths.template_E[e]] + weight * paths.busy_E[e] == raw_X[cell]
                     assert (cell, int(paths.template_E[e])) in owns
