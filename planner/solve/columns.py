@@ -17,7 +17,7 @@ from planner.solve.tables import FloatArray, IntArray
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column:
-    """One replica: `fill_s` for one micro-batch through all stages, `real` when the fleet can form it."""
+    """One replica that the fleet can form: `fill_s` for one micro-batch through all stages."""
 
     mode_i: int
     stages: tuple[StageChoice, ...]
@@ -26,7 +26,6 @@ class Column:
     fill_s: float
     load_s: float
     usage_C: IntArray
-    real: bool
 
     @property
     def key(self) -> tuple[int, tuple[StageChoice, ...]]:
@@ -89,17 +88,20 @@ def to_replica(problem: BoundaryProblem, column: Column) -> Replica:
 
 
 class Pool:
-    """Distinct replicas the fleet can form, in the order they were found."""
+    """Replicas in the order they were found, each faster than all before it that take the same devices."""
 
     def __init__(self) -> None:
         self.columns: list[Column] = []
-        self._seen: set[tuple[int, tuple[StageChoice, ...]]] = set()
+        self._fastest: dict[bytes, float] = {}
+        self._usage_PC = np.zeros((0, 0), dtype=np.int64)
+        self._rate_P = np.zeros(0)
 
     def add(self, column: Column) -> bool:
-        """Keep a real column that is new; says whether it was."""
-        if column.key in self._seen or not column.real:
+        """Keep a column that is faster than those on the same devices; says whether it was."""
+        key = column.usage_C.tobytes()
+        if column.tokens_per_s <= self._fastest.get(key, 0.0):
             return False
-        self._seen.add(column.key)
+        self._fastest[key] = column.tokens_per_s
         self.columns.append(column)
         return True
 
@@ -109,11 +111,20 @@ class Pool:
 
     def rates_P(self) -> FloatArray:
         """Tokens per second of every column."""
-        return np.array([column.tokens_per_s for column in self.columns])
+        self._catch_up()
+        return self._rate_P
 
     def usage_PC(self) -> IntArray:
         """Devices taken by every column."""
-        return np.array([column.usage_C for column in self.columns], dtype=np.int64)
+        self._catch_up()
+        return self._usage_PC
+
+    def _catch_up(self) -> None:
+        fresh = self.columns[self._rate_P.size :]
+        if fresh:
+            usage_PC = np.array([column.usage_C for column in fresh], dtype=np.int64)
+            self._usage_PC = np.concatenate([self._usage_PC, usage_PC]) if self._rate_P.size else usage_PC
+            self._rate_P = np.append(self._rate_P, [column.tokens_per_s for column in fresh])
 
 
 def total_tokens_per_s(columns: Sequence[Column], speed_ratio_max: float | None) -> float:

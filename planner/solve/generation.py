@@ -64,11 +64,10 @@ class Generator:
         self._held_back = 0
         self._center: Duals | None = None
         self._inertia = INERTIA
+        self.columns_max = max(FEW_COLUMNS, COLUMNS_PER_ROW * len(problem.rows))
         self._floor_R = np.zeros(len(problem.rows))
         self._master: Master | None = None
         self._added = 0
-        self._usage_PC = np.zeros((0, shape.devices_C.size), dtype=np.int64)
-        self._rate_P = np.zeros(0)
 
     def seed(self, should_stop: Callable[[], bool]) -> Round:
         """First multipliers: a device is worth its rate. The sweep's factor makes them a bound."""
@@ -78,7 +77,13 @@ class Generator:
             rate_C = np.ones(rate_C.size)
         price_C = np.where(rate_C > 0.0, rate_C, rate_C[rate_C > 0.0].min())
         duals = self._from_class_prices(price_C / price_C.max())
-        goal = Goal(factor=WORTH_MIN, tolerance=FIRST_TOLERANCE, collect_frac=SEED_FRAC, relaxed=True)
+        goal = Goal(
+            factor=WORTH_MIN,
+            tolerance=FIRST_TOLERANCE,
+            collect_frac=SEED_FRAC,
+            columns_max=self.columns_max,
+            relaxed=True,
+        )
         certified = self._sweep(duals, goal, should_stop)
         if isfinite(certified.factor) and certified.factor > 0.0:
             duals = self._from_class_prices(price_C / price_C.max() * certified.factor)
@@ -116,15 +121,13 @@ class Generator:
             factor=factor,
             tolerance=self.tolerance,
             collect_frac=collect_frac,
+            columns_max=self.columns_max,
             exact=self._coarse or self.tolerance <= EXACT_BELOW,
         )
 
     def _sweep(self, duals: Duals, goal: Goal, should_stop: Callable[[], bool]) -> Certified:
         certified = self.sweeper.run(duals, goal, should_stop)
-        most = max(FEW_COLUMNS, COLUMNS_PER_ROW * len(self.problem.rows))
-        worth_P = np.array([_worth(column, duals) for column in certified.columns])
-        best = np.sort(np.argsort(-worth_P, kind="stable")[:most])
-        self.pool.extend(certified.columns[int(p)] for p in best)
+        self.pool.extend(certified.columns)
         return certified
 
     def _is_missed(self, duals: Duals, before: int) -> bool:
@@ -192,10 +195,8 @@ class Generator:
         columns = self.pool.columns[:count]
         if not columns:
             return 0.0
-        if self._rate_P.size != len(self.pool.columns):
-            self._usage_PC, self._rate_P = self.pool.usage_PC(), self.pool.rates_P()
-        price_P = self._usage_PC[: len(columns)] @ duals.price_C + duals.rho
-        return float(((self._rate_P[: len(columns)] + duals.nu) / np.maximum(price_P, 1e-300)).max())
+        price_P = self.pool.usage_PC()[: len(columns)] @ duals.price_C + duals.rho
+        return float(((self.pool.rates_P()[: len(columns)] + duals.nu) / np.maximum(price_P, 1e-300)).max())
 
 
 def _worth(column: Column, duals: Duals) -> float:

@@ -47,7 +47,12 @@ class Neighbourhood:
         )
         left_R = self.shape.limit_R - self.shape.coefficient_RC @ used_C
         known = max(self.generator.known_worth(duals), 1e-9)
-        goal = Goal(factor=known * (1.0 + TOLERANCE), tolerance=TOLERANCE, collect_frac=COLLECT_FRAC)
+        goal = Goal(
+            factor=known * (1.0 + TOLERANCE),
+            tolerance=TOLERANCE,
+            collect_frac=COLLECT_FRAC,
+            columns_max=self.generator.columns_max,
+        )
         self.generator.pool.extend(self.generator.sweeper.search(duals, goal, left_R, should_stop))
         columns = self._candidates(duals, left_R)
         if not columns:

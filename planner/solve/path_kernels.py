@@ -33,9 +33,9 @@ class Scratch(NamedTuple):
     """Work arrays of one thread; the last run's costs to go stay in them for `trace`.
 
     `price_paths` leaves the usage and visits of the cheapest path in `usage_C` and `visits_S`, and in the
-    first elements of `found_IK`, `begin_IK` and `size_I` the entries, first layers and lengths of replicas
-    found. `stage_QSL[q, s, a]` is the cost from a stage on that begins with layer a and has q more behind it,
-    `onward_QSB[q, s, b]` of what follows such a stage that ends at border b.
+    first elements of `found_IK`, `begin_IK`, `size_I` and `worth_I` the entries, first layers, lengths and
+    worth of replicas found. `stage_QSL[q, s, a]` is the cost from a stage on that begins with layer a and has
+    q more behind it, `onward_QSB[q, s, b]` of what follows such a stage that ends at border b.
     """
 
     cost_QSG: FloatArray
@@ -52,6 +52,7 @@ class Scratch(NamedTuple):
     found_IK: Int32Array
     begin_IK: Int32Array
     size_I: Int32Array
+    worth_I: FloatArray
 
 
 class Devices(NamedTuple):
@@ -120,6 +121,7 @@ def new_scratch(paths: Paths, devices: Devices) -> Scratch:
         found_IK=np.empty((FOUND_MAX, paths.num_stages), dtype=np.int32),
         begin_IK=np.empty((FOUND_MAX, paths.num_stages), dtype=np.int32),
         size_I=np.empty(FOUND_MAX, dtype=np.int32),
+        worth_I=np.empty(FOUND_MAX),
     )
 
 
@@ -371,12 +373,13 @@ def appraise(
 
 
 @compiled_part
-def keep(scratch: Scratch, i: int, size: int) -> None:
+def keep(scratch: Scratch, i: int, size: int, worth: float) -> None:
     """Note the traced path as the replica found i-th."""
     for k in range(size):
         scratch.found_IK[i, k] = scratch.entry_K[k]
         scratch.begin_IK[i, k] = scratch.start_K[k]
     scratch.size_I[i] = size
+    scratch.worth_I[i] = worth
 
 
 @compiled
@@ -440,7 +443,7 @@ def price_paths(
             size = trace(paths, scratch, q, s, upto_s, weight)
             _, _, _, worth = appraise(paths, devices, scratch, size, price_C, rho, nu, tokens)
             if worth >= worth_min and num_found < scratch.size_I.size and is_real(devices, scratch):
-                keep(scratch, num_found, size)
+                keep(scratch, num_found, size, worth)
                 num_found += 1
                 best_worth = max(best_worth, worth)
     # the cheapest path comes last, so that its usage and visits are the ones left behind

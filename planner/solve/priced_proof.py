@@ -51,7 +51,7 @@ def certified_at(
     sweeper = Sweeper(problem, shape, build_tables(problem, build_signatures(problem)), threads=1)
     # A sweep that is cut short proves nothing: coarse ones come first.
     for tolerance in TOLERANCES:
-        goal = Goal(factor=worth * (1.0 + tolerance), tolerance=tolerance, collect_frac=1.0)
+        goal = Goal(factor=worth * (1.0 + tolerance), tolerance=tolerance, collect_frac=1.0, columns_max=0)
         found = sweeper.run(duals, goal, should_stop)
         if not isfinite(found.factor):
             break

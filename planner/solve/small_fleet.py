@@ -313,7 +313,6 @@ class SmallFleet:
             fill_s=tables.formula.fill * (float(busy_s.sum()) + sum(transfer_s)),
             load_s=max(float(load_s.max()), tables.formula.repeats * max(transfer_s, default=0.0)),
             usage_C=self.shape.usage_JC[template_E].sum(axis=0),
-            real=True,
         )
 
     def _offer(self, count: int, column: Column) -> None:

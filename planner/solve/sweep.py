@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import inf, sqrt
+from typing import NamedTuple
 
 import numpy as np
 
@@ -53,14 +54,15 @@ class Prices:
 class Goal:
     """Hope for `factor`; what is shown may be `tolerance` more than the best replica's worth.
 
-    Replicas worth `collect_frac` of the best are kept. A `relaxed` sweep takes paths for replicas that the
-    fleet can't form: quicker, and its factor is the larger for it. An `exact` one counts the devices of a few
-    classes exactly where usage multipliers don't do.
+    Of the replicas worth `collect_frac` of the best, the best `columns_max` are kept. A `relaxed` sweep takes
+    paths for replicas that the fleet can't form: quicker, and its factor is the larger for it. An `exact` one
+    counts the devices of a few classes exactly where usage multipliers don't do.
     """
 
     factor: float
     tolerance: float
     collect_frac: float
+    columns_max: int
     relaxed: bool = False
     exact: bool = False
 
@@ -87,8 +89,12 @@ class Range:
     lines: tuple[Line, ...]
 
 
-FoundPath = tuple[Int32Array, Int32Array]
-"""Table entries and first layers of the stages of a replica."""
+class FoundPath(NamedTuple):
+    """Table entries and first layers of the stages of a replica, and what it is worth."""
+
+    entry_K: Int32Array
+    start_K: Int32Array
+    worth: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,7 +259,8 @@ class Sweep:
         for i in range(num_found):
             entry_K = scratch.found_IK[i, : scratch.size_I[i]].copy()
             start_K = scratch.begin_IK[i, : scratch.size_I[i]].copy()
-            self.found.setdefault(entry_K.tobytes() + start_K.tobytes(), (entry_K, start_K))
+            found = FoundPath(entry_K, start_K, float(scratch.worth_I[i]))
+            self.found.setdefault(entry_K.tobytes() + start_K.tobytes(), found)
         if self.relaxed and price_weight > 0.0 and value < inf:
             worth = max(worth, self.prices.scale.worth(fill_s, price, load_s))
         if worth > self.factor:

@@ -18,12 +18,12 @@ import numpy as np
 from planner.objective import StageChoice
 from planner.problem import BoundaryProblem
 from planner.solve.boxes import BoxProof, Cut, Duals
-from planner.solve.columns import Column, Shape, fits
+from planner.solve.columns import Column, Shape
 from planner.solve.envelope import Line, Scale
 from planner.solve.path_kernels import Devices, Scratch, build_devices, new_scratch, price_paths
 from planner.solve.pathdp import least_load
-from planner.solve.paths import Int32Array, build_paths, device_groups
-from planner.solve.sweep import GRID_RATIO, Goal, Prices, Range, Segment, Sweep, Swept
+from planner.solve.paths import build_paths, device_groups
+from planner.solve.sweep import GRID_RATIO, FoundPath, Goal, Prices, Range, Segment, Sweep, Swept
 from planner.solve.tables import FloatArray, ModeTables
 
 SEGMENTS = 6
@@ -34,7 +34,7 @@ POLL_S = 0.05
 class Certified:
     """No replica is worth more than `factor` under `duals`, as `boxes` prove; infinite when cut short.
 
-    `columns` are real replicas met on the way that are worth something.
+    `columns` are replicas met on the way that are worth something.
     """
 
     factor: float
@@ -120,7 +120,7 @@ class Sweeper:
             factor=max(part.factor for part in swept),
             duals=duals,
             boxes=tuple(sorted(boxes, key=lambda box: (box.mode_i, box.upto_s))),
-            columns=self._columns(swept),
+            columns=self._columns(swept, goal.columns_max),
             num_runs=sum(part.num_runs for part in swept),
         )
 
@@ -135,7 +135,8 @@ class Sweeper:
             most = np.min(left_R[rows] / weight_R[rows], initial=float(self.shape.devices_C[c]))
             left_C[c] = np.floor(max(0.0, float(most)) + 1e-9)
         devices = self.devices._replace(devices_C=left_C, limit_R=np.maximum(left_R, 0.0))
-        return self._columns(self._all(self.segments, devices, self._prices(duals), goal, should_stop))
+        swept = self._all(self.segments, devices, self._prices(duals), goal, should_stop)
+        return self._columns(swept, goal.columns_max)
 
     def _prices(self, duals: Duals) -> Prices:
         floor = 1e-3 * max(1e-300, float(duals.price_C.max(initial=0.0)))
@@ -146,12 +147,11 @@ class Sweeper:
             scale_K=np.concatenate([scale_C, scale_C]),
         )
 
-    def _columns(self, swept: Sequence[Swept]) -> tuple[Column, ...]:
-        return tuple(
-            self.column(part.segment.mode_i, entry_K, start_K)
-            for part in swept
-            for entry_K, start_K in part.found
-        )
+    def _columns(self, swept: Sequence[Swept], most: int) -> tuple[Column, ...]:
+        """The replicas found, the `most` of most worth, in the order they were found."""
+        found = [(part.segment.mode_i, path) for part in swept for path in part.found]
+        best = np.sort(np.argsort([-path.worth for _, path in found], kind="stable")[:most])
+        return tuple(self._column(*found[int(p)]) for p in best)
 
     def _all(
         self,
@@ -201,9 +201,10 @@ class Sweeper:
         mode = self.tables[mode_i].mode.mode_i
         return BoxProof(mode_i=mode, from_s=part.from_s, upto_s=part.upto_s, cuts=tuple(cuts))
 
-    def column(self, mode_i: int, entry_K: Int32Array, start_K: Int32Array) -> Column:
-        """A priced replica from path entries and the first layers of its stages."""
-        paths, problem = self.paths[mode_i], self.problem
+    def _column(self, mode_i: int, path: FoundPath) -> Column:
+        """A priced replica."""
+        paths = self.paths[mode_i]
+        entry_K, start_K = path.entry_K, path.start_K
         busy_K, load_K = paths.busy_E[entry_K], paths.load_E[entry_K]
         template_K = paths.template_E[entry_K]
         site_K = self.devices.site_J[template_K]
@@ -212,8 +213,7 @@ class Sweeper:
         fill_s = paths.fill * float(busy_K.sum() + transfer_s.sum())
         sync_s = float((load_K - paths.repeats * busy_K).max()) if paths.sync else 0.0
         step_s = fill_s + paths.repeats * slowest_s + sync_s
-        usage_C = self.shape.usage_JC[template_K].sum(axis=0)
-        stops = [*start_K[1:].tolist(), problem.num_layers]
+        stops = [*start_K[1:].tolist(), self.problem.num_layers]
         return Column(
             mode_i=self.tables[mode_i].mode.mode_i,
             stages=tuple(
@@ -221,11 +221,10 @@ class Sweeper:
                 for j, a, b in zip(template_K.tolist(), start_K.tolist(), stops, strict=True)
             ),
             step_s=step_s,
-            tokens_per_s=problem.tokens_per_step / step_s,
+            tokens_per_s=self.problem.tokens_per_step / step_s,
             fill_s=fill_s,
             load_s=max(float(load_K.max()), paths.repeats * float(transfer_s.max(initial=0.0))),
-            usage_C=usage_C,
-            real=fits(self.shape, usage_C, self.shape.limit_R),
+            usage_C=self.shape.usage_JC[template_K].sum(axis=0),
         )
 
     def _learn(self, swept: Sequence[Swept]) -> None:

@@ -68,5 +68,4 @@ def _column(shape: Shape, replica: Replica) -> Column:
         fill_s=0.0,
         load_s=0.0,
         usage_C=usage_C,
-        real=True,
     )

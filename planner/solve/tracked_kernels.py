@@ -317,7 +317,7 @@ def pick(
             size = trace_tracked(paths, scratch, tracked, (q, s), upto_s, weight)
             _, _, _, worth = appraise(paths, devices, scratch, size, price_C, rho, nu, tokens)
             if worth >= worth_min and num_found < scratch.size_I.size and is_real(devices, scratch):
-                keep(scratch, num_found, size)
+                keep(scratch, num_found, size, worth)
                 num_found += 1
                 best_worth = max(best_worth, worth)
     # the cheapest path comes last, so that its usage and visits are the ones left behind

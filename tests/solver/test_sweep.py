@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from planner.objective import price_replica
 from planner.problem import BoundaryProblem
 from planner.solve.boxes import Duals
-from planner.solve.columns import build_shape
+from planner.solve.columns import build_shape, fits
 from planner.solve.enumerate_replicas import enumerate_replicas
 from planner.solve.sweep import Goal
 from planner.solve.sweeper import SEGMENTS, Certified, Sweeper
@@ -28,7 +28,7 @@ from solver.micro_fleets import Condition
 
 CASES = listable(range(420, 438))
 TOLERANCES = (0.1, 0.02)
-HOPELESS = Goal(factor=1.0, tolerance=0.3, collect_frac=0.5)
+HOPELESS = Goal(factor=1.0, tolerance=0.3, collect_frac=0.5, columns_max=500)
 """For fleets that can form no replica: only forced steps raise the factor, and fine ones take long."""
 by_name = pytest.mark.parametrize(
     ("seed", "condition"), CASES, ids=lambda value: getattr(value, "name", str(value))
@@ -64,7 +64,10 @@ def goal_for(problem: BoundaryProblem, duals: Duals, rng: random.Random) -> Goal
     if known == 0.0:
         return HOPELESS
     return Goal(
-        factor=known * (1.0 + tolerance), tolerance=tolerance, collect_frac=rng.choice((0.5, 0.9, 0.98))
+        factor=known * (1.0 + tolerance),
+        tolerance=tolerance,
+        collect_frac=rng.choice((0.5, 0.9, 0.98)),
+        columns_max=500,
     )
 
 
@@ -113,11 +116,12 @@ def test_replicas_met_are_real_and_priced_rightly(seed: int, condition: Conditio
     problem, rng = problem_of(seed, condition), random.Random(seed)
     duals = random_duals(problem, rng)
     goal = replace(goal_for(problem, duals, rng), collect_frac=0.5)
+    shape = build_shape(problem)
     certified = sweeper_of(problem).run(duals, goal, never)
     for column in certified.columns:
         replica = price_replica(problem, problem.modes[column.mode_i], column.stages)
         assert replica is not None
-        assert column.real
+        assert fits(shape, column.usage_C, shape.limit_R)
         assert column.step_s == pytest.approx(replica.step_s, rel=1e-12)
         assert [(c, n) for c, n in enumerate(column.usage_C.tolist()) if n] == list(replica.usage)
 
@@ -173,7 +177,9 @@ def test_without_limits_the_factor_is_the_best_worth_or_the_goal(
         return
     duals = random_duals(problem, rng)
     known = rng.choice((1e-9, 0.5, 2.0)) * max(1e-9, relaxed_worth(problem, listed, duals))
-    goal = Goal(factor=known, tolerance=rng.choice(TOLERANCES), collect_frac=0.9, relaxed=relaxed)
+    goal = Goal(
+        factor=known, tolerance=rng.choice(TOLERANCES), collect_frac=0.9, columns_max=500, relaxed=relaxed
+    )
     certified = sweeper_of(problem).run(duals, goal, never)
     most = max(goal.factor, relaxed_worth(problem, listed, duals))
     assert most * (1 - 1e-9) <= certified.factor or not relaxed
@@ -217,7 +223,12 @@ def content(certified: Certified) -> tuple[object, ...]:
         )
         for box in certified.boxes
     ]
-    return certified.factor, boxes, [column.key for column in certified.columns], certified.num_runs
+    return (
+        certified.factor,
+        boxes,
+        [(column.mode_i, column.stages) for column in certified.columns],
+        certified.num_runs,
+    )
 
 
 def listing(usage_2C: NDArray[np.float64] | None) -> list[list[float]] | None:
