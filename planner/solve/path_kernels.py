@@ -190,26 +190,40 @@ def run_paths(paths: Paths, scratch: Scratch, upto_s: float, time_weight: float)
     fill_hops(paths, scratch, upto_s, weight)
     stage_QSL = scratch.stage_QSL
     num_stages, num_sites, _ = stage_QSL.shape
-    least = INF
+    least, low = INF, 0
     for q in range(num_stages):
         if q > 0:
-            go_on(paths, scratch, q)
-        add_stage(paths, scratch, q)
+            go_on(paths, scratch, q, low)
+        add_stage(paths, scratch, q, low)
+        low = lowest(stage_QSL[q])
         for s in range(num_sites):
             least = min(least, stage_QSL[q, s, 0] - scratch.credit_S[s])
     return least
 
 
 @compiled_part
-def go_on(paths: Paths, scratch: Scratch, q: int) -> None:
-    """Costs to go after a stage with q more stages behind it."""
+def lowest(stage_SL: FloatArray) -> int:
+    """The first layer that a stage with so many behind it can begin with at all."""
+    for a in range(stage_SL.shape[1]):
+        for s in range(stage_SL.shape[0]):
+            if stage_SL[s, a] < INF:
+                return a
+    return int(stage_SL.shape[1])
+
+
+@compiled_part
+def go_on(paths: Paths, scratch: Scratch, q: int, low: int) -> None:
+    """Costs to go after a stage with q more behind it, of which the next begins with layer `low` at least."""
     hop_IST, from_I, upto_I = scratch.hop_IST, paths.from_I, paths.upto_I
     num_sites = scratch.credit_S.size
     for s in range(num_sites):
         ahead = scratch.onward_QSB[q, s]
         ahead[:] = INF
         for i in range(from_I.size):
-            first, stop = np.uint64(from_I[i]), np.uint64(upto_I[i])  # unsigned: no index is wrapped
+            first, stop = (
+                np.uint64(max(low, from_I[i])),
+                np.uint64(upto_I[i]),
+            )  # unsigned: no index is wrapped
             for t in range(num_sites):
                 hop = hop_IST[i, s, t]
                 if hop < INF:
@@ -221,8 +235,8 @@ def go_on(paths: Paths, scratch: Scratch, q: int) -> None:
 
 
 @compiled_part
-def add_stage(paths: Paths, scratch: Scratch, q: int) -> None:
-    """Costs to go from the beginning of a stage on, q stages behind it."""
+def add_stage(paths: Paths, scratch: Scratch, q: int, low: int) -> None:
+    """Costs to go from the beginning of a stage on, q stages behind it; see `go_on`."""
     windows_L, from_W, upto_W, signature_W = paths.windows_L, paths.from_W, paths.upto_W, paths.signature_W
     level = min(q, paths.num_levels - 1)
     for s in range(scratch.credit_S.size):
@@ -232,12 +246,16 @@ def add_stage(paths: Paths, scratch: Scratch, q: int) -> None:
                 here[a] = cost[paths.last_L[a]]
             continue
         here[:] = INF
-        for length in range(1, here.size):
+        most = 0
+        for g in range(paths.num_signatures):
+            if cost[g] < INF and paths.length_G[g] > most:
+                most = paths.length_G[g]
+        for length in range(1, min(most + 1, here.size)):
             shift = np.uint64(length)
             for w in range(windows_L[length], windows_L[length + 1]):
                 price = cost[signature_W[w]]
                 if price < INF:
-                    for a in range(np.uint64(from_W[w]), np.uint64(upto_W[w])):
+                    for a in range(np.uint64(max(low - length, from_W[w])), np.uint64(upto_W[w])):
                         value = price + ahead[a + shift]
                         old = here[a] + 0.0
                         here[a] = value if value < old else old

@@ -31,10 +31,11 @@ class Paths(NamedTuple):
     either part is sorted by least load. `cell_entry_E[cell_start_X[x]:cell_start_X[x + 1]]` are the entries
     of cell x = (level, site, signature).
 
-    Windows of n layers that start in `[from_W[w], upto_W[w])` have signature `signature_W[w]`, for w in
-    `[windows_L[n], windows_L[n + 1])`; windows up to the last layer stand in `last_L` by first layer. All
-    borders in `[from_I[i], upto_I[i])` have the same transfer seconds, `run_B[b]` is the run of a border;
-    `transfer_BST[b, t, s]` is what crossing border b from site s to site t takes.
+    `length_G[g]` is the most layers of a window of signature g. Windows of n layers that start in
+    `[from_W[w], upto_W[w])` have signature `signature_W[w]`, for w in `[windows_L[n], windows_L[n + 1])`;
+    windows up to the last layer stand in `last_L` by first layer. All borders in `[from_I[i], upto_I[i])`
+    have the same transfer seconds, `run_B[b]` is the run of a border; `transfer_BST[b, t, s]` is what
+    crossing border b from site s to site t takes.
     """
 
     busy_E: FloatArray
@@ -50,6 +51,7 @@ class Paths(NamedTuple):
     cell_start_X: Int32Array
     cell_entry_E: Int32Array
     window_LW: Int32Array
+    length_G: Int32Array
     windows_L: Int32Array
     from_W: Int32Array
     upto_W: Int32Array
@@ -103,6 +105,7 @@ def build_paths(tables: ModeTables, group_J: NDArray[np.int64]) -> Paths:
         cell_start_X=np.searchsorted(cell_E[by_cell_E], cells).astype(np.int32),
         cell_entry_E=by_cell_E.astype(np.int32),
         window_LW=window_LW,
+        length_G=_longest(window_LW, num_signatures),
         windows_L=windows[0],
         from_W=windows[1],
         upto_W=windows[2],
@@ -165,6 +168,14 @@ def _window_runs(window_LW: Int32Array) -> tuple[Int32Array, Int32Array, Int32Ar
         signature += line[begins].tolist()
         windows.append(len(first))
     return _int32(windows), _int32(first), _int32(stop), _int32(signature)
+
+
+def _longest(window_LW: Int32Array, num_signatures: int) -> Int32Array:
+    """The most layers of a window of each signature."""
+    length_G = np.zeros(num_signatures + 1, dtype=np.int32)  # the last stands for windows past the end
+    for length in range(1, len(window_LW) + 1):
+        length_G[window_LW[:, length - 1]] = length
+    return length_G[:num_signatures].copy()
 
 
 def _border_runs(transfer_BSS: FloatArray) -> tuple[Int32Array, Int32Array, Int32Array]:

@@ -28,6 +28,7 @@ from planner.solve.path_kernels import (
     fill_hops,
     is_real,
     keep,
+    lowest,
 )
 from planner.solve.paths import Int32Array, Paths
 from planner.solve.tables import FloatArray
@@ -52,9 +53,8 @@ class TrackedScratch(NamedTuple):
 
     budgets: Budgets
     cost_TDQG: FloatArray
-    used_QG: NDArray[np.bool_]
-    stage_QLSU: FloatArray
-    onward_QBSU: FloatArray
+    stage_QSLU: FloatArray
+    onward_QSBU: FloatArray
 
 
 def num_budgets(devices: Devices, tracked: Sequence[int]) -> int:
@@ -99,9 +99,8 @@ def new_tracked(paths: Paths, devices: Devices, tracked: Sequence[int]) -> Track
     return TrackedScratch(
         budgets=budgets,
         cost_TDQG=np.empty((int(budgets.slot_S.max()) + 1, num_uses, *levels)),
-        used_QG=np.empty(levels, dtype=np.bool_),
-        stage_QLSU=np.empty((paths.num_stages, num_layers, num_sites, num_budget)),
-        onward_QBSU=np.empty((paths.num_stages, num_layers + 1, num_sites, num_budget)),
+        stage_QSLU=np.empty((paths.num_stages, num_sites, num_layers, num_budget)),
+        onward_QSBU=np.empty((paths.num_stages, num_sites, num_layers + 1, num_budget)),
     )
 
 
@@ -126,7 +125,6 @@ def fill_uses(paths: Paths, scratch: Scratch, tracked: TrackedScratch, upto_s: f
             if paths.load_E[e] > upto_s:
                 break
             line_G[g] = min(line_G[g], scratch.price_J[j] + weight * paths.busy_E[e])
-    mark_used(scratch, tracked)
 
 
 @compiled_part
@@ -145,102 +143,107 @@ def spread_levels(scratch: Scratch, tracked: TrackedScratch) -> None:
 
 
 @compiled_part
-def mark_used(scratch: Scratch, tracked: TrackedScratch) -> None:
-    """Which pairs of level and signature have a cluster at all."""
-    cost_QSG, cost_TDQG = scratch.cost_QSG, tracked.cost_TDQG
-    num_levels, num_sites, num_signatures = cost_QSG.shape
-    num_slots, num_uses = cost_TDQG.shape[:2]
-    for q in range(num_levels):
-        for g in range(num_signatures):
-            used = False
-            for s in range(num_sites):
-                used = used or cost_QSG[q, s, g] < INF
-            for t in range(num_slots):
-                for d in range(num_uses):
-                    used = used or cost_TDQG[t, d, q, g] < INF
-            tracked.used_QG[q, g] = used
+def go_on(paths: Paths, scratch: Scratch, tracked: TrackedScratch, q: int, low: int) -> None:
+    """Costs to go after a stage with q more behind it, of which the next begins with layer `low` at least.
 
-
-@compiled_part
-def go_on(paths: Paths, scratch: Scratch, tracked: TrackedScratch, q: int) -> None:
-    """Costs to go after a stage with q more stages behind it."""
-    stage_QLSU, onward_QBSU = tracked.stage_QLSU, tracked.onward_QBSU
-    num_borders, num_sites, num_budget = onward_QBSU.shape[1], onward_QBSU.shape[2], onward_QBSU.shape[3]
-    for b in range(num_borders):
-        start = 0.0 if q == 0 and b == num_borders - 1 else INF
-        for s in range(num_sites):
-            ahead = onward_QBSU[q, b, s]
-            for u in range(num_budget):
-                ahead[u] = start
-            if q > 0 and 0 < b < num_borders - 1:
-                for t in range(num_sites):
-                    hop = scratch.hop_IST[paths.run_B[b], s, t]
-                    behind = stage_QLSU[q - 1, b, t]
-                    if hop == INF or behind[num_budget - 1] == INF:
-                        continue
-                    for u in range(num_budget):
-                        value = hop + behind[u]
-                        old = ahead[u] + 0.0  # see `path_kernels.go_on`
-                        ahead[u] = value if value < old else old
-
-
-@compiled_part
-def add_stage(
-    scratch: Scratch, tracked: TrackedScratch, q: int, cell: tuple[int, int], a: int, stop: int
-) -> None:
-    """Costs of a stage on layers [a, stop) at every site and budget, q stages behind it.
-
-    `cell` is its in-flight level and signature.
+    Four sites ahead at a time. Offsets are unsigned and arrays flat, since views of arrays are counted and
+    signed indices may be negative.
     """
-    level, g = cell
-    slot_S, step_D, bar_DU = tracked.budgets.slot_S, tracked.budgets.step_D, tracked.budgets.bar_DU
-    num_sites, num_budget = tracked.stage_QLSU.shape[2], tracked.stage_QLSU.shape[3]
+    _, num_sites, num_borders, num_budget = tracked.onward_QSBU.shape
+    num_layers, num_here = num_borders - 1, np.uint64(num_budget)
+    ahead, behind = tracked.onward_QSBU[q].reshape(-1), tracked.stage_QSLU[max(q - 1, 0)].reshape(-1)
+    ahead[:] = INF
+    if q == 0:
+        tracked.onward_QSBU[0, :, num_layers] = 0.0
+        return
     for s in range(num_sites):
-        ahead, here = tracked.onward_QBSU[q, stop, s], tracked.stage_QLSU[q, a, s]
-        if ahead[num_budget - 1] == INF:
-            continue
+        for b in range(max(1, low), num_layers):
+            i = paths.run_B[b]
+            y = np.uint64((s * num_borders + b) * num_budget)
+            for t in range(0, num_sites, 4):
+                t1, t2, t3 = min(t + 1, num_sites - 1), min(t + 2, num_sites - 1), min(t + 3, num_sites - 1)
+                hop, hop1 = scratch.hop_IST[i, s, t], scratch.hop_IST[i, s, t1]
+                hop2, hop3 = scratch.hop_IST[i, s, t2], scratch.hop_IST[i, s, t3]
+                if min(min(hop, hop1), min(hop2, hop3)) == INF:
+                    continue
+                x, x1 = (
+                    np.uint64((t * num_layers + b) * num_budget),
+                    np.uint64((t1 * num_layers + b) * num_budget),
+                )
+                x2, x3 = (
+                    np.uint64((t2 * num_layers + b) * num_budget),
+                    np.uint64((t3 * num_layers + b) * num_budget),
+                )
+                for u in range(num_here):
+                    least = min(hop + behind[x + u], hop1 + behind[x1 + u])
+                    other = min(hop2 + behind[x2 + u], hop3 + behind[x3 + u])
+                    # 0.0: see `path_kernels.go_on`
+                    ahead[y + u] = min(ahead[y + u] + 0.0, min(least, other))
+
+
+@compiled_part
+def longest(paths: Paths, scratch: Scratch, tracked: TrackedScratch, level: int, s: int) -> int:
+    """The most layers that a cluster takes on a level at a site."""
+    most, t = 0, tracked.budgets.slot_S[s]
+    for g in range(paths.num_signatures):
+        if paths.length_G[g] > most:
+            finite = scratch.cost_QSG[level, s, g] < INF
+            for d in range(0 if t < 0 else tracked.cost_TDQG.shape[1]):
+                finite = finite or tracked.cost_TDQG[t, d, level, g] < INF
+            if finite:
+                most = paths.length_G[g]
+    return most
+
+
+@compiled_part
+def add_stage(paths: Paths, scratch: Scratch, tracked: TrackedScratch, q: int, low: int) -> None:
+    """Costs to go from the beginning of a stage on, q more behind it, four lengths at a time; see `go_on`."""
+    slot_S, step_D, bar_DU = tracked.budgets.slot_S, tracked.budgets.step_D, tracked.budgets.bar_DU
+    window_LW, cost_QSG, cost_TDQG = paths.window_LW, scratch.cost_QSG, tracked.cost_TDQG
+    _, num_sites, num_layers, num_budget = tracked.stage_QSLU.shape
+    here, ahead = tracked.stage_QSLU[q].reshape(-1), tracked.onward_QSBU[q].reshape(-1)
+    level = min(q, paths.num_levels - 1)
+    here[:] = INF
+    for s in range(num_sites):
         t = slot_S[s]
-        if t < 0:
-            cost = scratch.cost_QSG[level, s, g]
-            if cost == INF:
-                continue
-            for u in range(num_budget):
-                value = cost + ahead[u]
-                old = here[u] + 0.0
-                here[u] = value if value < old else old
-            continue
-        for d in range(step_D.size):
-            cost = tracked.cost_TDQG[t, d, level, g]
-            if cost == INF:
-                continue
-            step, bar = step_D[d], bar_DU[d]
-            if step >= 0:  # tells the compiler that no index is negative
-                for v in range(num_budget - step):
-                    u = v + step
-                    value = cost + ahead[v] + bar[u]
-                    old = here[u] + 0.0
-                    here[u] = value if value < old else old
+        most = longest(paths, scratch, tracked, level, s)
+        for a in range(max(0, low - most), num_layers):
+            stop = num_layers if q == 0 else min(a + most, num_layers - 1)
+            for b in range(max(low, a + 1), stop + 1, 4):
+                b1, b2, b3 = min(b + 1, stop), min(b + 2, stop), min(b + 3, stop)
+                g, g1 = window_LW[a, b - a - 1], window_LW[a, b1 - a - 1]
+                g2, g3 = window_LW[a, b2 - a - 1], window_LW[a, b3 - a - 1]
+                base = s * (num_layers + 1)
+                x, x1 = np.uint64((base + b) * num_budget), np.uint64((base + b1) * num_budget)
+                x2, x3 = np.uint64((base + b2) * num_budget), np.uint64((base + b3) * num_budget)
+                for d in range(1 if t < 0 else step_D.size):
+                    if t < 0:
+                        cost, cost1 = cost_QSG[level, s, g], cost_QSG[level, s, g1]
+                        cost2, cost3 = cost_QSG[level, s, g2], cost_QSG[level, s, g3]
+                    else:
+                        cost, cost1 = cost_TDQG[t, d, level, g], cost_TDQG[t, d, level, g1]
+                        cost2, cost3 = cost_TDQG[t, d, level, g2], cost_TDQG[t, d, level, g3]
+                    if min(min(cost, cost1), min(cost2, cost3)) == INF:
+                        continue
+                    step = np.uint64(step_D[d])
+                    y = np.uint64((s * num_layers + a) * num_budget) + step
+                    for v in range(np.uint64(num_budget) - step):
+                        least = min(cost + ahead[x + v], cost1 + ahead[x1 + v])
+                        other = min(cost2 + ahead[x2 + v], cost3 + ahead[x3 + v])
+                        here[y + v] = min(here[y + v] + 0.0, min(least, other) + bar_DU[d, step + v])
 
 
 @compiled
 def run_stages(paths: Paths, scratch: Scratch, tracked: TrackedScratch) -> float:
     """Fill the costs to go; comes back with the least cost of any path, infinite when there is none."""
-    num_stages, num_layers, num_sites, num_budget = tracked.stage_QLSU.shape
-    least = INF
+    num_stages, num_sites, num_layers, num_budget = tracked.stage_QSLU.shape
+    least, low = INF, num_layers
     for q in range(num_stages):
-        go_on(paths, scratch, tracked, q)
-        level = min(q, paths.num_levels - 1)
-        for a in range(num_layers):
-            for s in range(num_sites):
-                for u in range(num_budget):
-                    tracked.stage_QLSU[q, a, s, u] = INF
-            for n in range(num_layers - a if q > 0 else 1):
-                length = n + 1 if q > 0 else num_layers - a
-                g = paths.window_LW[a, length - 1]
-                if tracked.used_QG[level, g]:
-                    add_stage(scratch, tracked, q, (level, g), a, a + length)
+        go_on(paths, scratch, tracked, q, low)
+        add_stage(paths, scratch, tracked, q, low)
+        low = lowest(tracked.stage_QSLU[q, :, :, num_budget - 1])
         for s in range(num_sites):
-            least = min(least, tracked.stage_QLSU[q, 0, s, num_budget - 1] - scratch.credit_S[s])
+            least = min(least, tracked.stage_QSLU[q, s, 0, num_budget - 1] - scratch.credit_S[s])
     return least
 
 
@@ -254,9 +257,9 @@ def trace_tracked(
     weight: float,
 ) -> int:
     """The least path from `start`, stages behind the first and site; see `trace`."""
-    stage_QLSU, onward_QBSU = tracked.stage_QLSU, tracked.onward_QBSU
+    stage_QSLU, onward_QSBU = tracked.stage_QSLU, tracked.onward_QSBU
     step_D, bar_DU = tracked.budgets.step_D, tracked.budgets.bar_DU
-    num_layers, num_sites, num_budget = stage_QLSU.shape[1], stage_QLSU.shape[2], stage_QLSU.shape[3]
+    _, num_sites, num_layers, num_budget = stage_QSLU.shape
     layer, k, u = 0, 0, num_budget - 1
     q, s = start
     while True:
@@ -270,7 +273,7 @@ def trace_tracked(
                     continue
                 v = u - step_D[d]
                 cost = scratch.cost_QSG[level, s, g] if t < 0 else tracked.cost_TDQG[t, d, level, g]
-                value = cost + onward_QBSU[q, layer + length, s, v]
+                value = cost + onward_QSBU[q, s, layer + length, v]
                 if value < best:
                     best, stop, use, left = value, layer + length, d, v
         at = (level, s, paths.window_LW[layer, stop - layer - 1])
@@ -282,7 +285,7 @@ def trace_tracked(
             return k
         least, then, i = INF, -1, paths.run_B[stop]
         for other in range(num_sites):
-            value = scratch.hop_IST[i, s, other] + stage_QLSU[q - 1, stop, other, left]
+            value = scratch.hop_IST[i, s, other] + stage_QSLU[q - 1, other, stop, left]
             if value < least:
                 least, then = value, other
         s, layer, u, q = then, stop, left, q - 1
@@ -306,11 +309,11 @@ def pick(
     `limits` are the cost up to which paths are looked at, the load limit and the weight of busy seconds.
     """
     near, upto_s, weight = limits
-    num_stages, _, num_sites, num_budget = tracked.stage_QLSU.shape
+    num_stages, num_sites, _, num_budget = tracked.stage_QSLU.shape
     num_found, best_worth, best_turn, least = 0, 0.0, -1, INF
     for turn in range(num_stages * num_sites):
         q, s = turn // num_sites, turn % num_sites
-        cost = tracked.stage_QLSU[q, 0, s, num_budget - 1] - scratch.credit_S[s]
+        cost = tracked.stage_QSLU[q, s, 0, num_budget - 1] - scratch.credit_S[s]
         if cost < least:
             least, best_turn = cost, turn
         if cost <= near:
