@@ -32,6 +32,8 @@ GRID_RATIO = 1.25
 """Between the limits of the table of least fill times; the last but one is within it of the largest load."""
 GOOD_STEPS = 4.0
 """Such steps that better usage multipliers should allow."""
+HEADROOM = 1.0
+"""How far above what is wanted a search with tracked classes still tells costs apart."""
 TIGHTENINGS = 8
 TRIES = 14
 TIRED_TIGHTENINGS = 2
@@ -89,6 +91,21 @@ class Range:
     lines: tuple[Line, ...]
 
 
+class Desk(NamedTuple):
+    """What one thread works with."""
+
+    scratch: Scratch
+    tracker: Tracker
+
+
+class Aim(NamedTuple):
+    """Cut values at a corner: what the cuts in force reach, what would do, and what is more than enough."""
+
+    reached: float
+    wanted: float
+    enough: float
+
+
 class FoundPath(NamedTuple):
     """Table entries and first layers of the stages of a replica, and what it is worth."""
 
@@ -116,13 +133,14 @@ class Sweep:
         self,
         paths: Paths,
         devices: Devices,
-        scratch: Scratch,
+        desk: Desk,
         fill_table: tuple[FloatArray, FloatArray],
         segment: Segment,
         prices: Prices,
         goal: Goal,
     ) -> None:
-        self.paths, self.devices, self.scratch = paths, devices, scratch
+        self.paths, self.devices = paths, devices
+        self.scratch, self.tracker = desk.scratch, desk.tracker
         self.limit_s, self.fill_s = fill_table
         self.segment, self.prices = segment, prices
         self.tolerance, self.collect_frac = goal.tolerance, goal.collect_frac
@@ -138,7 +156,6 @@ class Sweep:
         self.found: dict[bytes, FoundPath] = {}
         self.num_runs = 0
         self.tired = False
-        self.tracker = Tracker(paths, devices)
         self.tracks = goal.exact and not goal.relaxed
 
     def run(self, should_stop: Callable[[], bool]) -> Swept:
@@ -243,16 +260,24 @@ class Sweep:
             self.factor = max(self.factor, lifted) * (1.0 + 1e-9)
 
     def _run(
-        self, theta: float, price_weight: float, usage_2C: FloatArray, tracked: tuple[int, ...] = ()
+        self,
+        theta: float,
+        price_weight: float,
+        usage_2C: FloatArray,
+        tracked: tuple[int, ...] = (),
+        enough: float = inf,
     ) -> Priced:
-        """One shortest path; replicas worth enough are kept, and one worth more than the factor raises it."""
+        """One shortest path; replicas worth enough are kept, and one worth more than the factor raises it.
+
+        A search with tracked classes ends at costs of `enough`.
+        """
         self.num_runs += 1
         duals, scratch = self.prices.duals, self.scratch
         weights = (self.upto_s, theta, price_weight, usage_2C, duals.price_C, duals.rho, duals.nu)
         least = (self.prices.scale.tokens, self.known * self.collect_frac)
         if tracked:
-            counts = self.tracker.scratch(tracked)
-            priced = price_tracked(self.paths, self.devices, scratch, counts, *weights, *least)
+            counts, net = self.tracker.scratch(tracked), self.tracker.net
+            priced = price_tracked(self.paths, self.devices, scratch, counts, net, *weights, *least, enough)
         else:
             priced = price_paths(self.paths, self.devices, scratch, *weights, *least)
         value, fill_s, price, load_s, real, num_found, worth = priced
@@ -286,7 +311,8 @@ class Sweep:
         False when there is no path at all, which closes everything below.
         """
         usage_2C = self.nothing_2C if usage_2C is None else usage_2C
-        priced = self._run(theta, 1.0, usage_2C, tracked)
+        aim = None if corner is None else self._aim(theta, corner)
+        priced = self._run(theta, 1.0, usage_2C, tracked, inf if aim is None else aim.enough)
         if priced.value == inf:
             line = Line(theta=theta, value=inf, usage_2C=None, upto_s=self.upto_s, tracked=tracked)
             bottom_s = self.segment.bottom_s
@@ -295,11 +321,10 @@ class Sweep:
             )
             return False
         cut = Reached(value=priced.value, usage_2C=usage_2C, tracked=tracked)
-        if corner is not None and not self.relaxed and (theta > 0.0 or self.paths.fill <= 0.0):
-            reached = theta * corner.fill_s + corner.price
+        if aim is not None and not self.relaxed and (theta > 0.0 or self.paths.fill <= 0.0):
             charged = cut.value < (theta * priced.fill_s + priced.price) * (1.0 - 1e-9)
-            if (charged or not priced.real) and cut.value <= reached + CLOSE * abs(reached):
-                cut = self._improve(theta, cut, priced, self._wanted(theta, corner, reached))
+            if (charged or not priced.real) and cut.value <= aim.reached + CLOSE * abs(aim.reached):
+                cut = self._improve(theta, cut, priced, aim)
         line = Line(
             theta=theta,
             value=cut.value,
@@ -311,19 +336,21 @@ class Sweep:
         self.envelope.add(line)
         return True
 
-    def _wanted(self, theta: float, corner: Corner, reached: float) -> float:
-        """The cut value that would allow a good step down from the present limit."""
+    def _aim(self, theta: float, corner: Corner) -> Aim:
+        """The cut value that would allow a good step down from the present limit, and its surroundings."""
         scale = self.prices.scale
+        reached = theta * corner.fill_s + corner.price
         goal_s = self._next_s(corner, GOOD_STEPS)
         touch_w = 0.0
         if theta > 0.0:
             touch_w = max(self.envelope.least_w, sqrt(scale.tokens / (theta * self.factor)) - goal_s)
         speed = scale.tokens / (touch_w + goal_s) + scale.nu
-        return max(theta * touch_w + speed / self.factor - scale.rho, reached + 1e-4 * abs(reached))
+        wanted = max(theta * touch_w + speed / self.factor - scale.rho, reached + 1e-4 * abs(reached))
+        return Aim(reached=reached, wanted=wanted, enough=wanted + HEADROOM * (wanted - reached))
 
-    def _improve(self, theta: float, cut: Reached, priced: Priced, wanted: float) -> Reached:
+    def _improve(self, theta: float, cut: Reached, priced: Priced, aim: Aim) -> Reached:
         """Better usage multipliers; where these don't do, classes are tracked."""
-        best = self._tighten(theta, cut, priced, wanted)
+        best, wanted = self._tighten(theta, cut, priced, aim), aim.wanted
         for _ in range(TRACKINGS if self.tracks else 0):
             if best.value >= wanted * (1.0 - 1e-9):
                 break
@@ -331,9 +358,9 @@ class Sweep:
             if not tracked:
                 break
             usage_2C = without(best.usage_2C, tracked)
-            priced = self._run(theta, 1.0, usage_2C, tracked)
+            priced = self._run(theta, 1.0, usage_2C, tracked, aim.enough)
             cut = Reached(value=priced.value, usage_2C=usage_2C, tracked=tracked)
-            cut = self._tighten(theta, cut, priced, wanted)
+            cut = self._tighten(theta, cut, priced, aim)
             if cut.value <= best.value:
                 break
             best = cut
@@ -346,21 +373,25 @@ class Sweep:
         over_C: FloatArray = np.maximum(0.0, once_PC[blocking_P]).sum(axis=0)
         return over_C * self.prices.duals.price_C
 
-    def _tighten(self, theta: float, cut: Reached, priced: Priced, wanted: float) -> Reached:
-        """Raise usage multipliers until the cut reaches `wanted` or nothing more is to be had."""
-        best, level = cut, wanted
-        self.bundle.add(priced, self._slope_K())
+    def _tighten(self, theta: float, cut: Reached, priced: Priced, aim: Aim) -> Reached:
+        """Raise usage multipliers until the cut reaches what is wanted or nothing more is to be had."""
+        best, wanted, level = cut, aim.wanted, aim.wanted
+        self._remember(priced)
         for _ in range(TIRED_TIGHTENINGS if self.tired else TIGHTENINGS):
             if best.value >= wanted * (1.0 - 1e-9):
                 break
             usage_2C = self.bundle.propose(best, theta, level, self.upto_s, self.prices.scale_K)
-            priced = self._run(theta, 1.0, usage_2C, cut.tracked)
-            self.bundle.add(priced, self._slope_K())
+            priced = self._run(theta, 1.0, usage_2C, cut.tracked, aim.enough)
+            self._remember(priced)
             better = priced.value > best.value
             if better:
                 best = replace(best, value=priced.value, usage_2C=usage_2C)
             level = wanted if better else best.value + 0.5 * (wanted - best.value)
         return best
+
+    def _remember(self, priced: Priced) -> None:
+        if priced.fill_s < inf:
+            self.bundle.add(priced, self._slope_K())
 
     def _slope_K(self) -> FloatArray:
         """Slopes of the last path's usage terms: devices used less those there are, per visit and once."""

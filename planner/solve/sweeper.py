@@ -20,11 +20,12 @@ from planner.problem import BoundaryProblem
 from planner.solve.boxes import BoxProof, Cut, Duals
 from planner.solve.columns import Column, Shape
 from planner.solve.envelope import Line, Scale
-from planner.solve.path_kernels import Devices, Scratch, build_devices, new_scratch, price_paths
+from planner.solve.path_kernels import Devices, build_devices, new_scratch, price_paths
 from planner.solve.pathdp import least_load
 from planner.solve.paths import build_paths, device_groups
-from planner.solve.sweep import GRID_RATIO, FoundPath, Goal, Prices, Range, Segment, Sweep, Swept
+from planner.solve.sweep import GRID_RATIO, Desk, FoundPath, Goal, Prices, Range, Segment, Sweep, Swept
 from planner.solve.tables import FloatArray, ModeTables
+from planner.solve.tracking import Tracker
 
 SEGMENTS = 6
 POLL_S = 0.05
@@ -58,7 +59,7 @@ class Sweeper:
         self.paths = tuple(build_paths(t, groups_J) for t in self.tables)
         self.num_runs = 0
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
-        self._scratch: dict[int, list[Scratch]] = {i: [] for i in range(len(self.tables))}
+        self._desks: dict[int, list[Desk]] = {i: [] for i in range(len(self.tables))}
         self._fill_tables = [self._fill_table(i) for i in range(len(self.tables))]
         self.segments = [s for i in range(len(self.tables)) for s in self._first_segments(i)]
 
@@ -71,9 +72,11 @@ class Sweeper:
         """Whether any replica exists, even in the relaxation."""
         return any(isfinite(fill_s[-1]) for _, fill_s in self._fill_tables)
 
-    def _borrow(self, mode_i: int) -> Scratch:
-        free = self._scratch[mode_i]
-        return free.pop() if free else new_scratch(self.paths[mode_i], self.devices)
+    def _borrow(self, mode_i: int) -> Desk:
+        free, paths = self._desks[mode_i], self.paths[mode_i]
+        if free:
+            return free.pop()
+        return Desk(new_scratch(paths, self.devices), Tracker(paths, self.devices))
 
     def _fill_table(self, mode_i: int) -> tuple[FloatArray, FloatArray]:
         """Load limits in rising order and the least fill time under each; no price changes it."""
@@ -87,14 +90,16 @@ class Sweeper:
         while limits[-1] * GRID_RATIO < most_s:
             limits.append(limits[-1] * GRID_RATIO)
         limits.append(inf)
-        scratch = self._borrow(mode_i)
+        desk = self._borrow(mode_i)
         free_C = np.zeros(self.shape.devices_C.size)
         free_2C = np.zeros((2, free_C.size))
         fill = [
-            price_paths(paths, self.devices, scratch, s, 1.0, 0.0, free_2C, free_C, 1.0, 0.0, 1.0, inf)[0]
+            price_paths(paths, self.devices, desk.scratch, s, 1.0, 0.0, free_2C, free_C, 1.0, 0.0, 1.0, inf)[
+                0
+            ]
             for s in limits
         ]
-        self._scratch[mode_i].append(scratch)
+        self._desks[mode_i].append(desk)
         return np.array(limits), np.array(fill) * (1.0 - 1e-12)
 
     def _first_segments(self, mode_i: int) -> list[Segment]:
@@ -179,10 +184,10 @@ class Sweeper:
         should_stop: Callable[[], bool],
     ) -> Swept:
         mode_i = segment.mode_i
-        scratch = self._borrow(mode_i)
-        sweep = Sweep(self.paths[mode_i], devices, scratch, self._fill_tables[mode_i], segment, prices, goal)
+        desk = self._borrow(mode_i)
+        sweep = Sweep(self.paths[mode_i], devices, desk, self._fill_tables[mode_i], segment, prices, goal)
         answer = sweep.run(should_stop)
-        self._scratch[mode_i].append(scratch)
+        self._desks[mode_i].append(desk)
         return answer
 
     def _box(self, mode_i: int, part: Range) -> BoxProof:

@@ -19,19 +19,22 @@ from numpy.typing import NDArray
 from planner.solve.jit import compiled, compiled_part
 from planner.solve.path_kernels import (
     INF,
-    NEAR_FRAC,
     Devices,
     Scratch,
     appraise,
     charge,
     entry_at,
-    fill_hops,
     is_real,
     keep,
-    lowest,
+    run_paths,
 )
 from planner.solve.paths import Int32Array, Paths
 from planner.solve.tables import FloatArray
+
+ARCS_MAX = 400_000
+VALUES_MAX = 4_000_000
+"""Room for one search; where it does not suffice, fewer paths are looked at."""
+NARROWED = 0.05
 
 
 class Budgets(NamedTuple):
@@ -48,13 +51,34 @@ class Budgets(NamedTuple):
     slot_S: Int32Array
 
 
+class Net(NamedTuple):
+    """Nodes and arcs of the paths that cost no more than a limit; work arrays of one thread.
+
+    Node 0 is the end of the chain, the others are stages to begin (stages behind, site, first layer) and
+    stages ended. Arcs `[first_N[n], stop_N[n])` leave node n; those with `cell_A` below 0 cost `cost_A`, the
+    others are stages at a site with tracked classes. `value_X` is the cost to go by node and budget.
+    """
+
+    reach_QSL: FloatArray
+    node_QSL: Int32Array
+    arrive_SB: FloatArray
+    node_SB: Int32Array
+    place_N: Int32Array
+    first_N: Int32Array
+    stop_N: Int32Array
+    tail_A: Int32Array
+    head_A: Int32Array
+    cell_A: Int32Array
+    cost_A: FloatArray
+    value_X: FloatArray
+
+
 class TrackedScratch(NamedTuple):
-    """Work arrays of one thread for one choice of tracked classes; see `Budgets`."""
+    """What a choice of tracked classes needs of its own: see `Budgets`; `cost_TDQG` is what a use costs."""
 
     budgets: Budgets
     cost_TDQG: FloatArray
-    stage_QSLU: FloatArray
-    onward_QSBU: FloatArray
+    num_budgets: int
 
 
 def num_budgets(devices: Devices, tracked: Sequence[int]) -> int:
@@ -94,157 +118,199 @@ def new_tracked(paths: Paths, devices: Devices, tracked: Sequence[int]) -> Track
     """Work arrays for a mode and the classes to track."""
     budgets = build_budgets(devices, tracked)
     num_uses, num_budget = budgets.bar_DU.shape
-    num_sites, num_layers = paths.transfer_BST.shape[1], paths.window_LW.shape[0]
-    levels = (paths.num_levels, paths.num_signatures)
+    num_slots = int(budgets.slot_S.max()) + 1
     return TrackedScratch(
         budgets=budgets,
-        cost_TDQG=np.empty((int(budgets.slot_S.max()) + 1, num_uses, *levels)),
-        stage_QSLU=np.empty((paths.num_stages, num_sites, num_layers, num_budget)),
-        onward_QSBU=np.empty((paths.num_stages, num_sites, num_layers + 1, num_budget)),
+        cost_TDQG=np.empty((num_slots, num_uses, paths.num_levels, paths.num_signatures)),
+        num_budgets=num_budget,
     )
 
 
-@compiled
+def new_net(paths: Paths) -> Net:
+    """Room for the paths of a mode; pages that no search comes to use are never touched."""
+    num_sites, num_layers = paths.transfer_BST.shape[1], paths.window_LW.shape[0]
+    num_nodes = 2 * paths.num_stages * num_sites * (num_layers + 1) + 1
+    return Net(
+        reach_QSL=np.empty((paths.num_stages, num_sites, num_layers)),
+        node_QSL=np.empty((paths.num_stages, num_sites, num_layers), dtype=np.int32),
+        arrive_SB=np.empty((num_sites, num_layers + 1)),
+        node_SB=np.empty((num_sites, num_layers + 1), dtype=np.int32),
+        place_N=np.empty(num_nodes, dtype=np.int32),
+        first_N=np.empty(num_nodes, dtype=np.int32),
+        stop_N=np.empty(num_nodes, dtype=np.int32),
+        tail_A=np.empty(ARCS_MAX, dtype=np.int32),
+        head_A=np.empty(ARCS_MAX, dtype=np.int32),
+        cell_A=np.empty(ARCS_MAX, dtype=np.int32),
+        cost_A=np.empty(ARCS_MAX),
+        value_X=np.empty(VALUES_MAX),
+    )
+
+
+@compiled_part
 def fill_uses(paths: Paths, scratch: Scratch, tracked: TrackedScratch, upto_s: float, weight: float) -> None:
-    """Least cost of every cell; at sites with tracked classes for every use of these."""
-    cost_QSG, cost_TDQG = scratch.cost_QSG, tracked.cost_TDQG
-    cost_QSG[:] = INF
+    """Least cost of every use of tracked classes at the sites that have them."""
+    cost_TDQG, budgets = tracked.cost_TDQG, tracked.budgets
+    num_slots, num_uses, num_levels, num_signatures = cost_TDQG.shape
     cost_TDQG[:] = INF
     for n in range(paths.template_N.size + 1):
-        if n == paths.num_spread:
-            spread_levels(scratch, tracked)
+        if n == paths.num_spread:  # what fits on a level fits on all levels below
+            for t in range(num_slots):
+                for d in range(num_uses):
+                    for q in range(num_levels - 2, -1, -1):
+                        for g in range(num_signatures):
+                            cost_TDQG[t, d, q, g] = min(cost_TDQG[t, d, q, g], cost_TDQG[t, d, q + 1, g])
         if n == paths.template_N.size:
             break
-        j, q, s = paths.template_N[n], paths.level_N[n], paths.site_N[n]
-        t, d = tracked.budgets.slot_S[s], tracked.budgets.use_J[j]
-        if t >= 0 and d < 0:
+        j, q = paths.template_N[n], paths.level_N[n]
+        t, d = budgets.slot_S[paths.site_N[n]], budgets.use_J[j]
+        if t < 0 or d < 0:
             continue
-        line_G = cost_QSG[q, s] if t < 0 else cost_TDQG[t, d, q]
         for i in range(paths.start_N[n + 1] - paths.start_N[n]):
             e, g = paths.start_N[n] + i, paths.signature_N[n] + i
             if paths.load_E[e] > upto_s:
                 break
-            line_G[g] = min(line_G[g], scratch.price_J[j] + weight * paths.busy_E[e])
+            cost = scratch.price_J[j] + weight * paths.busy_E[e]
+            cost_TDQG[t, d, q, g] = min(cost_TDQG[t, d, q, g], cost)
 
 
 @compiled_part
-def spread_levels(scratch: Scratch, tracked: TrackedScratch) -> None:
-    """What fits on a level fits on all levels below."""
-    cost_QSG, cost_TDQG = scratch.cost_QSG, tracked.cost_TDQG
-    num_levels, num_sites, num_signatures = cost_QSG.shape
-    num_slots, num_uses = cost_TDQG.shape[:2]
-    for q in range(num_levels - 2, -1, -1):
-        for g in range(num_signatures):
-            for s in range(num_sites):
-                cost_QSG[q, s, g] = min(cost_QSG[q, s, g], cost_QSG[q + 1, s, g])
-            for t in range(num_slots):
-                for d in range(num_uses):
-                    cost_TDQG[t, d, q, g] = min(cost_TDQG[t, d, q, g], cost_TDQG[t, d, q + 1, g])
+def narrow(
+    paths: Paths, scratch: Scratch, tracked: TrackedScratch, net: Net, limit: float
+) -> tuple[int, int]:
+    """Collect the nodes and arcs of paths that cost at most `limit` when nothing is tracked.
 
-
-@compiled_part
-def go_on(paths: Paths, scratch: Scratch, tracked: TrackedScratch, q: int, low: int) -> None:
-    """Costs to go after a stage with q more behind it, of which the next begins with layer `low` at least.
-
-    Four sites ahead at a time. Offsets are unsigned and arrays flat, since views of arrays are counted and
-    signed indices may be negative.
+    Returns how many; -1 arcs when there is no room for them.
     """
-    _, num_sites, num_borders, num_budget = tracked.onward_QSBU.shape
-    num_layers, num_here = num_borders - 1, np.uint64(num_budget)
-    ahead, behind = tracked.onward_QSBU[q].reshape(-1), tracked.stage_QSLU[max(q - 1, 0)].reshape(-1)
-    ahead[:] = INF
-    if q == 0:
-        tracked.onward_QSBU[0, :, num_layers] = 0.0
-        return
-    for s in range(num_sites):
-        for b in range(max(1, low), num_layers):
-            i = paths.run_B[b]
-            y = np.uint64((s * num_borders + b) * num_budget)
-            for t in range(0, num_sites, 4):
-                t1, t2, t3 = min(t + 1, num_sites - 1), min(t + 2, num_sites - 1), min(t + 3, num_sites - 1)
-                hop, hop1 = scratch.hop_IST[i, s, t], scratch.hop_IST[i, s, t1]
-                hop2, hop3 = scratch.hop_IST[i, s, t2], scratch.hop_IST[i, s, t3]
-                if min(min(hop, hop1), min(hop2, hop3)) == INF:
-                    continue
-                x, x1 = (
-                    np.uint64((t * num_layers + b) * num_budget),
-                    np.uint64((t1 * num_layers + b) * num_budget),
-                )
-                x2, x3 = (
-                    np.uint64((t2 * num_layers + b) * num_budget),
-                    np.uint64((t3 * num_layers + b) * num_budget),
-                )
-                for u in range(num_here):
-                    least = min(hop + behind[x + u], hop1 + behind[x1 + u])
-                    other = min(hop2 + behind[x2 + u], hop3 + behind[x3 + u])
-                    # 0.0: see `path_kernels.go_on`
-                    ahead[y + u] = min(ahead[y + u] + 0.0, min(least, other))
-
-
-@compiled_part
-def longest(paths: Paths, scratch: Scratch, tracked: TrackedScratch, level: int, s: int) -> int:
-    """The most layers that a cluster takes on a level at a site."""
-    most, t = 0, tracked.budgets.slot_S[s]
-    for g in range(paths.num_signatures):
-        if paths.length_G[g] > most:
-            finite = scratch.cost_QSG[level, s, g] < INF
-            for d in range(0 if t < 0 else tracked.cost_TDQG.shape[1]):
-                finite = finite or tracked.cost_TDQG[t, d, level, g] < INF
-            if finite:
-                most = paths.length_G[g]
-    return most
-
-
-@compiled_part
-def add_stage(paths: Paths, scratch: Scratch, tracked: TrackedScratch, q: int, low: int) -> None:
-    """Costs to go from the beginning of a stage on, q more behind it, four lengths at a time; see `go_on`."""
-    slot_S, step_D, bar_DU = tracked.budgets.slot_S, tracked.budgets.step_D, tracked.budgets.bar_DU
-    window_LW, cost_QSG, cost_TDQG = paths.window_LW, scratch.cost_QSG, tracked.cost_TDQG
-    _, num_sites, num_layers, num_budget = tracked.stage_QSLU.shape
-    here, ahead = tracked.stage_QSLU[q].reshape(-1), tracked.onward_QSBU[q].reshape(-1)
-    level = min(q, paths.num_levels - 1)
-    here[:] = INF
-    for s in range(num_sites):
-        t = slot_S[s]
-        most = longest(paths, scratch, tracked, level, s)
-        for a in range(max(0, low - most), num_layers):
-            stop = num_layers if q == 0 else min(a + most, num_layers - 1)
-            for b in range(max(low, a + 1), stop + 1, 4):
-                b1, b2, b3 = min(b + 1, stop), min(b + 2, stop), min(b + 3, stop)
-                g, g1 = window_LW[a, b - a - 1], window_LW[a, b1 - a - 1]
-                g2, g3 = window_LW[a, b2 - a - 1], window_LW[a, b3 - a - 1]
-                base = s * (num_layers + 1)
-                x, x1 = np.uint64((base + b) * num_budget), np.uint64((base + b1) * num_budget)
-                x2, x3 = np.uint64((base + b2) * num_budget), np.uint64((base + b3) * num_budget)
-                for d in range(1 if t < 0 else step_D.size):
-                    if t < 0:
-                        cost, cost1 = cost_QSG[level, s, g], cost_QSG[level, s, g1]
-                        cost2, cost3 = cost_QSG[level, s, g2], cost_QSG[level, s, g3]
-                    else:
-                        cost, cost1 = cost_TDQG[t, d, level, g], cost_TDQG[t, d, level, g1]
-                        cost2, cost3 = cost_TDQG[t, d, level, g2], cost_TDQG[t, d, level, g3]
-                    if min(min(cost, cost1), min(cost2, cost3)) == INF:
-                        continue
-                    step = np.uint64(step_D[d])
-                    y = np.uint64((s * num_layers + a) * num_budget) + step
-                    for v in range(np.uint64(num_budget) - step):
-                        least = min(cost + ahead[x + v], cost1 + ahead[x1 + v])
-                        other = min(cost2 + ahead[x2 + v], cost3 + ahead[x3 + v])
-                        here[y + v] = min(here[y + v] + 0.0, min(least, other) + bar_DU[d, step + v])
-
-
-@compiled
-def run_stages(paths: Paths, scratch: Scratch, tracked: TrackedScratch) -> float:
-    """Fill the costs to go; comes back with the least cost of any path, infinite when there is none."""
-    num_stages, num_sites, num_layers, num_budget = tracked.stage_QSLU.shape
-    least, low = INF, num_layers
+    num_stages, num_sites, _ = scratch.stage_QSL.shape
+    net.reach_QSL[:] = INF
+    num_nodes, num_arcs = 1, 0
     for q in range(num_stages):
-        go_on(paths, scratch, tracked, q, low)
-        add_stage(paths, scratch, tracked, q, low)
-        low = lowest(tracked.stage_QSLU[q, :, :, num_budget - 1])
         for s in range(num_sites):
-            least = min(least, tracked.stage_QSLU[q, s, 0, num_budget - 1] - scratch.credit_S[s])
-    return least
+            if (
+                -scratch.credit_S[s] + scratch.stage_QSL[q, s, 0] <= limit
+                and scratch.stage_QSL[q, s, 0] < INF
+            ):
+                net.reach_QSL[q, s, 0] = -scratch.credit_S[s]
+                net.node_QSL[q, s, 0] = num_nodes
+                net.place_N[num_nodes] = s
+                num_nodes += 1
+    for q in range(num_stages - 1, -1, -1):
+        num_nodes, num_arcs = leave_stages(paths, scratch, tracked, net, limit, (q, num_nodes, num_arcs))
+        if q > 0 and num_arcs >= 0:
+            num_nodes, num_arcs = hop_on(paths, scratch, net, limit, (q, num_nodes, num_arcs))
+        if num_arcs < 0 or num_nodes * tracked.num_budgets > VALUES_MAX:
+            return num_nodes, -1
+    return num_nodes, num_arcs
+
+
+@compiled_part
+def leave_stages(
+    paths: Paths,
+    scratch: Scratch,
+    tracked: TrackedScratch,
+    net: Net,
+    limit: float,
+    at: tuple[int, int, int],
+) -> tuple[int, int]:
+    """Arcs of stages with q more behind them; `at` is q and how many nodes and arcs there are."""
+    q, num_nodes, num_arcs = at
+    num_sites, num_layers = scratch.stage_QSL.shape[1], scratch.stage_QSL.shape[2]
+    level, num_uses = min(q, paths.num_levels - 1), tracked.budgets.step_D.size
+    cells = paths.num_levels * paths.num_signatures
+    net.arrive_SB[:] = INF
+    for s in range(num_sites):
+        t = tracked.budgets.slot_S[s]
+        for a in range(num_layers):
+            reach = net.reach_QSL[q, s, a]
+            if reach == INF:
+                continue
+            node = net.node_QSL[q, s, a]
+            net.first_N[node] = num_arcs
+            for b in range(a + 1 if q > 0 else num_layers, num_layers if q > 0 else num_layers + 1):
+                g = paths.window_LW[a, b - a - 1]
+                cost = scratch.cost_QSG[level, s, g]
+                ahead = scratch.onward_QSB[q, s, b] if q > 0 else 0.0
+                if cost == INF or ahead == INF or reach + cost + ahead > limit:
+                    continue
+                if num_arcs == ARCS_MAX:
+                    return num_nodes, -1
+                head = 0
+                if q > 0:
+                    if net.arrive_SB[s, b] == INF:
+                        net.node_SB[s, b] = num_nodes
+                        net.place_N[num_nodes] = b * num_sites + s
+                        num_nodes += 1
+                    head = net.node_SB[s, b]
+                    net.arrive_SB[s, b] = min(net.arrive_SB[s, b], reach + cost)
+                net.tail_A[num_arcs], net.head_A[num_arcs] = node, head
+                net.cost_A[num_arcs] = cost
+                net.cell_A[num_arcs] = (
+                    -1 if t < 0 else t * num_uses * cells + level * paths.num_signatures + g
+                )
+                num_arcs += 1
+            net.stop_N[node] = num_arcs
+    return num_nodes, num_arcs
+
+
+@compiled_part
+def hop_on(
+    paths: Paths, scratch: Scratch, net: Net, limit: float, at: tuple[int, int, int]
+) -> tuple[int, int]:
+    """Arcs from ended stages to those that follow; see `leave_stages`."""
+    q, num_nodes, num_arcs = at
+    num_sites, num_layers = scratch.stage_QSL.shape[1], scratch.stage_QSL.shape[2]
+    for s in range(num_sites):
+        for b in range(1, num_layers):
+            reach = net.arrive_SB[s, b]
+            if reach == INF:
+                continue
+            node, i = net.node_SB[s, b], paths.run_B[b]
+            net.first_N[node] = num_arcs
+            for t in range(num_sites):
+                hop, ahead = scratch.hop_IST[i, s, t], scratch.stage_QSL[q - 1, t, b]
+                if hop == INF or ahead == INF or reach + hop + ahead > limit:
+                    continue
+                if num_arcs == ARCS_MAX:
+                    return num_nodes, -1
+                if net.reach_QSL[q - 1, t, b] == INF:
+                    net.node_QSL[q - 1, t, b] = num_nodes
+                    net.place_N[num_nodes] = b * num_sites + t
+                    num_nodes += 1
+                net.reach_QSL[q - 1, t, b] = min(net.reach_QSL[q - 1, t, b], reach + hop)
+                net.tail_A[num_arcs], net.head_A[num_arcs] = node, net.node_QSL[q - 1, t, b]
+                net.cost_A[num_arcs], net.cell_A[num_arcs] = hop, -1
+                num_arcs += 1
+            net.stop_N[node] = num_arcs
+    return num_nodes, num_arcs
+
+
+@compiled_part
+def settle_costs(tracked: TrackedScratch, net: Net, num_nodes: int, num_arcs: int) -> None:
+    """Costs to go of all nodes by budget: arcs backwards, each after all that follow its head.
+
+    Offsets are unsigned and arrays flat: views of arrays are counted, and signed indices may be negative.
+    """
+    value_X, cost_X, bar_DU = net.value_X, tracked.cost_TDQG.reshape(-1), tracked.budgets.bar_DU
+    num_budget = np.uint64(tracked.num_budgets)
+    num_uses = tracked.budgets.step_D.size
+    cells = tracked.cost_TDQG.shape[2] * tracked.cost_TDQG.shape[3]
+    value_X[: tracked.num_budgets] = 0.0
+    value_X[tracked.num_budgets : num_nodes * tracked.num_budgets] = INF
+    for k in range(num_arcs - 1, -1, -1):
+        x, y = np.uint64(net.tail_A[k]) * num_budget, np.uint64(net.head_A[k]) * num_budget
+        cell = net.cell_A[k]
+        if cell < 0:
+            cost = net.cost_A[k]
+            for u in range(num_budget):
+                value_X[x + u] = min(value_X[x + u] + 0.0, cost + value_X[y + u])  # 0.0: see `go_on`
+            continue
+        for d in range(num_uses):
+            cost = cost_X[cell + d * cells]
+            if cost < INF:
+                step = np.uint64(tracked.budgets.step_D[d])
+                for v in range(num_budget - step):
+                    value = cost + value_X[y + v] + bar_DU[d, step + v]
+                    value_X[x + step + v] = min(value_X[x + step + v] + 0.0, value)
 
 
 @compiled_part
@@ -252,89 +318,51 @@ def trace_tracked(
     paths: Paths,
     scratch: Scratch,
     tracked: TrackedScratch,
+    net: Net,
     start: tuple[int, int],
     upto_s: float,
     weight: float,
 ) -> int:
     """The least path from `start`, stages behind the first and site; see `trace`."""
-    stage_QSLU, onward_QSBU = tracked.stage_QSLU, tracked.onward_QSBU
-    step_D, bar_DU = tracked.budgets.step_D, tracked.budgets.bar_DU
-    _, num_sites, num_layers, num_budget = stage_QSLU.shape
-    layer, k, u = 0, 0, num_budget - 1
-    q, s = start
+    cost_X, budgets, num_sites = tracked.cost_TDQG.reshape(-1), tracked.budgets, scratch.credit_S.size
+    cells = tracked.cost_TDQG.shape[2] * tracked.cost_TDQG.shape[3]
+    num_budget, num_layers = tracked.num_budgets, scratch.stage_QSL.shape[2]
+    q, k, u = start[0], 0, num_budget - 1
+    node = net.node_QSL[q, start[1], 0]
     while True:
-        level = min(q, paths.num_levels - 1)
-        t = tracked.budgets.slot_S[s]
-        best, stop, use, left = INF, num_layers, 0, u
-        for length in range(1, num_layers - layer + 1):
-            g = paths.window_LW[layer, length - 1]
-            for d in range(1 if t < 0 else step_D.size):
-                if bar_DU[d, u] == INF:
-                    continue
-                v = u - step_D[d]
-                cost = scratch.cost_QSG[level, s, g] if t < 0 else tracked.cost_TDQG[t, d, level, g]
-                value = cost + onward_QSBU[q, s, layer + length, v]
-                if value < best:
-                    best, stop, use, left = value, layer + length, d, v
-        at = (level, s, paths.window_LW[layer, stop - layer - 1])
-        use = -1 if t < 0 else use
-        scratch.entry_K[k] = entry_at(paths, scratch, at, upto_s, weight, use, tracked.budgets.use_J)
+        layer, s = net.place_N[node] // num_sites, net.place_N[node] % num_sites
+        best, then, use, left = INF, -1, -1, u
+        for arc in range(net.first_N[node], net.stop_N[node]):
+            head, cell = net.head_A[arc] * num_budget, net.cell_A[arc]
+            if cell < 0 and net.cost_A[arc] + net.value_X[head + u] < best:
+                best, then, left = net.cost_A[arc] + net.value_X[head + u], net.head_A[arc], u
+            for d in range(0 if cell < 0 else budgets.step_D.size):
+                v = u - budgets.step_D[d]
+                if budgets.bar_DU[d, u] == 0.0 and cost_X[cell + d * cells] + net.value_X[head + v] < best:
+                    best = cost_X[cell + d * cells] + net.value_X[head + v]
+                    then, use, left = net.head_A[arc], d, v
+        stop = num_layers if then == 0 else net.place_N[then] // num_sites
+        at = (min(q, paths.num_levels - 1), s, paths.window_LW[layer, stop - layer - 1])
+        scratch.entry_K[k] = entry_at(paths, scratch, at, upto_s, weight, use, budgets.use_J)
         scratch.start_K[k] = layer
         k += 1
-        if q == 0:
+        if then == 0:
             return k
-        least, then, i = INF, -1, paths.run_B[stop]
-        for other in range(num_sites):
-            value = scratch.hop_IST[i, s, other] + stage_QSLU[q - 1, other, stop, left]
+        ended, least, u = then, INF, left
+        for arc in range(net.first_N[ended], net.stop_N[ended]):
+            value = net.cost_A[arc] + net.value_X[net.head_A[arc] * num_budget + u]
             if value < least:
-                least, then = value, other
-        s, layer, u, q = then, stop, left, q - 1
+                least, node = value, net.head_A[arc]
+        q -= 1
 
 
 @compiled
-def pick(
-    paths: Paths,
-    devices: Devices,
-    scratch: Scratch,
-    tracked: TrackedScratch,
-    limits: tuple[float, float, float],
-    price_C: FloatArray,
-    rho: float,
-    nu: float,
-    tokens: float,
-    worth_min: float,
-) -> tuple[float, float, float, bool, int, float]:
-    """Measure the cheapest path, keep the real replicas among those near it; see `price_paths`.
-
-    `limits` are the cost up to which paths are looked at, the load limit and the weight of busy seconds.
-    """
-    near, upto_s, weight = limits
-    num_stages, num_sites, _, num_budget = tracked.stage_QSLU.shape
-    num_found, best_worth, best_turn, least = 0, 0.0, -1, INF
-    for turn in range(num_stages * num_sites):
-        q, s = turn // num_sites, turn % num_sites
-        cost = tracked.stage_QSLU[q, s, 0, num_budget - 1] - scratch.credit_S[s]
-        if cost < least:
-            least, best_turn = cost, turn
-        if cost <= near:
-            size = trace_tracked(paths, scratch, tracked, (q, s), upto_s, weight)
-            _, _, _, worth = appraise(paths, devices, scratch, size, price_C, rho, nu, tokens)
-            if worth >= worth_min and num_found < scratch.size_I.size and is_real(devices, scratch):
-                keep(scratch, num_found, size, worth)
-                num_found += 1
-                best_worth = max(best_worth, worth)
-    # the cheapest path comes last, so that its usage and visits are the ones left behind
-    start = (best_turn // num_sites, best_turn % num_sites)
-    size = trace_tracked(paths, scratch, tracked, start, upto_s, weight)
-    fill_s, price, load_s, _ = appraise(paths, devices, scratch, size, price_C, rho, nu, tokens)
-    return fill_s, price, load_s, is_real(devices, scratch), num_found, best_worth
-
-
 def price_tracked(
     paths: Paths,
     devices: Devices,
     scratch: Scratch,
     tracked: TrackedScratch,
+    net: Net,
     upto_s: float,
     time_weight: float,
     price_weight: float,
@@ -344,18 +372,48 @@ def price_tracked(
     nu: float,
     tokens: float,
     worth_min: float,
+    enough: float,
 ) -> tuple[float, float, float, float, bool, int, float]:
     """As `price_paths`, over paths that use no tracked class more often than it has devices.
 
-    Not compiled itself: one function around all others would be compiled a second time with them.
+    Costs are looked for up to `enough` only: that is returned where no path costs less. Arcs whose cheapest
+    path costs more when nothing is tracked are left out first.
     """
-    weight = time_weight * paths.fill
     once = charge(devices, scratch, price_C, price_weight, usage_2C)
-    fill_uses(paths, scratch, tracked, upto_s, weight)
-    fill_hops(paths, scratch, upto_s, weight)
-    value = run_stages(paths, scratch, tracked)
+    value = run_paths(paths, scratch, upto_s, time_weight)
     if value == INF:
         return INF, INF, INF, INF, False, 0, 0.0
-    limits = (value + NEAR_FRAC * abs(value), upto_s, weight)
-    picked = pick(paths, devices, scratch, tracked, limits, price_C, rho, nu, tokens, worth_min)
-    return (value - once - 1e-11 * (abs(value) + once), *picked)
+    weight, limit = time_weight * paths.fill, max(value, enough + once)
+    fill_uses(paths, scratch, tracked, upto_s, weight)
+    num_nodes, num_arcs = narrow(paths, scratch, tracked, net, limit)
+    while num_arcs < 0:
+        limit = value + NARROWED * abs(value) if limit == INF else value + 0.25 * (limit - value)
+        num_nodes, num_arcs = narrow(paths, scratch, tracked, net, limit)
+    settle_costs(tracked, net, num_nodes, num_arcs)
+    num_stages, num_sites, _ = scratch.stage_QSL.shape
+    num_found, best_worth, best_turn, least = 0, 0.0, -1, INF
+    for turn in range(num_stages * num_sites):
+        q, s = turn // num_sites, turn % num_sites
+        if net.reach_QSL[q, s, 0] == INF:
+            continue
+        cost = net.value_X[(net.node_QSL[q, s, 0] + 1) * tracked.num_budgets - 1] - scratch.credit_S[s]
+        if cost < least:
+            least, best_turn = cost, turn
+        if cost < INF:
+            size = trace_tracked(paths, scratch, tracked, net, (q, s), upto_s, weight)
+            _, _, _, worth = appraise(paths, devices, scratch, size, price_C, rho, nu, tokens)
+            if worth >= worth_min and num_found < scratch.size_I.size and is_real(devices, scratch):
+                keep(scratch, num_found, size, worth)
+                num_found += 1
+                best_worth = max(best_worth, worth)
+    if least == INF and limit == INF:
+        return INF, INF, INF, INF, False, 0, 0.0
+    value = min(least, limit)
+    value -= once + 1e-11 * (abs(value) + once)
+    if least == INF:
+        return value, INF, INF, INF, False, num_found, best_worth
+    # the cheapest path comes last, so that its usage and visits are the ones left behind
+    start = (best_turn // num_sites, best_turn % num_sites)
+    size = trace_tracked(paths, scratch, tracked, net, start, upto_s, weight)
+    fill_s, price, load_s, _ = appraise(paths, devices, scratch, size, price_C, rho, nu, tokens)
+    return value, fill_s, price, load_s, is_real(devices, scratch), num_found, best_worth

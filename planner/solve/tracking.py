@@ -15,7 +15,7 @@ import numpy as np
 from planner.solve.path_kernels import Devices
 from planner.solve.paths import Paths
 from planner.solve.tables import FloatArray
-from planner.solve.tracked_kernels import TrackedScratch, new_tracked, num_budgets
+from planner.solve.tracked_kernels import Net, TrackedScratch, new_net, new_tracked, num_budgets
 
 CLASSES_MAX = 3
 BUDGETS_MAX = 128
@@ -35,6 +35,14 @@ class Tracker:
         self._budgets_max = min(
             BUDGETS_MAX, CELLS_MAX // (num_borders * num_sites * max(1, paths.num_stages))
         )
+        self._net: Net | None = None
+
+    @property
+    def net(self) -> Net:
+        """Room for the arcs of a search."""
+        if self._net is None:
+            self._net = new_net(self._paths)
+        return self._net
 
     def scratch(self, tracked: tuple[int, ...]) -> TrackedScratch:
         """Work arrays for these classes."""

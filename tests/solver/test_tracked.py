@@ -24,7 +24,7 @@ from planner.solve.path_kernels import Devices, Scratch, build_devices, new_scra
 from planner.solve.paths import Paths, build_paths, device_groups
 from planner.solve.proof import _cut as stated_cut
 from planner.solve.tables import FloatArray, build_signatures, build_tables
-from planner.solve.tracked_kernels import new_tracked, num_budgets, price_tracked
+from planner.solve.tracked_kernels import new_net, new_tracked, num_budgets, price_tracked
 from solver.all_paths import AllPaths, all_paths
 from solver.micro_fleets import CONDITIONS, micro_case
 
@@ -43,14 +43,21 @@ class Lab:
     devices: Devices
     scratch: Scratch
 
-    def price(self, upto_s: float, theta: float, usage_2C: FloatArray, tracked: tuple[int, ...]) -> Answer:
+    def price(
+        self,
+        upto_s: float,
+        theta: float,
+        usage_2C: FloatArray,
+        tracked: tuple[int, ...],
+        enough: float = math.inf,
+    ) -> Answer:
         """The cheapest path with all found replicas kept."""
         price_C = np.arange(1.0, 1.0 + self.shape.devices_C.size)
         weights = (upto_s, theta, 1.0, usage_2C, price_C, 0.5, 0.0, 1000.0, 0.0)
         if not tracked:
             return price_paths(self.paths, self.devices, self.scratch, *weights)
-        counts = new_tracked(self.paths, self.devices, tracked)
-        return price_tracked(self.paths, self.devices, self.scratch, counts, *weights)
+        counts, net = new_tracked(self.paths, self.devices, tracked), new_net(self.paths)
+        return price_tracked(self.paths, self.devices, self.scratch, counts, net, *weights, enough)
 
 
 def labs(seed: int) -> Iterator[Lab]:
@@ -109,6 +116,22 @@ def test_the_least_cost_is_that_of_the_cheapest_listed_path(seed: int) -> None:
                 value = lab.price(upto_s, theta, usage_2C, choice)[0]
                 expected = enumerated(lab, every, (upto_s, theta, usage_2C), list(choice))
                 assert value == pytest.approx(expected, rel=1e-9, abs=1e-7)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_costs_are_told_apart_up_to_what_is_enough(seed: int) -> None:
+    rng = random.Random(seed)
+    for lab in labs(seed):
+        for _ in range(4):
+            upto_s, theta, usage_2C, tracked = draws(lab, rng)
+            exact = lab.price(upto_s, theta, usage_2C, tracked)[0]
+            if exact == math.inf:
+                continue
+            for share in (-0.2, -0.01, 0.01, 0.2):
+                enough = exact + share * (abs(exact) + 1.0)
+                value = lab.price(upto_s, theta, usage_2C, tracked, enough)[0]
+                least = min(exact, max(enough, lab.price(upto_s, theta, usage_2C, ())[0]))
+                assert value == pytest.approx(least, rel=1e-9, abs=1e-7)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
