@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.solve.tables import FloatArray
-from planner.solve.tracking import without
+from planner.solve.tracking import Charges, without
 from planner.solve.usage_kernels import project
 
 BUNDLE = 10
@@ -32,11 +32,10 @@ class Priced:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reached:
-    """What a cut reaches under usage multipliers and with tracked classes."""
+    """What a cut reaches under charges for devices."""
 
     value: float
-    usage_2C: FloatArray
-    tracked: tuple[int, ...]
+    charges: Charges
 
 
 class Bundle:
@@ -59,8 +58,8 @@ class Bundle:
 
     def blocking_P(self, cut: Reached, theta: float, wanted: float, upto_s: float) -> NDArray[np.bool_]:
         """Which remembered paths within the cut's limits keep it below `wanted` at its multipliers."""
-        cost_P = theta * self.fill_P + self.price_P + self.slope_PK @ cut.usage_2C.reshape(-1)
-        return (cost_P < wanted) & self.allowed_P(cut.tracked, upto_s)
+        cost_P = theta * self.fill_P + self.price_P + self.slope_PK @ cut.charges.usage_2C.reshape(-1)
+        return (cost_P < wanted) & self.allowed_P(cut.charges.tracked, upto_s)
 
     def allowed_P(self, tracked: Sequence[int], upto_s: float) -> NDArray[np.bool_]:
         """Paths within the load limit that use no tracked class too often."""
@@ -70,13 +69,12 @@ class Bundle:
 
     def propose(
         self, cut: Reached, theta: float, level: float, upto_s: float, scale_K: FloatArray
-    ) -> FloatArray:
-        """Multipliers near those of the cut at which each remembered path costs `level`, or nearly so."""
-        allowed_P = self.allowed_P(cut.tracked, upto_s)
-        need_P = np.where(allowed_P, level - theta * self.fill_P - self.price_P, -inf)
-        start_2C = cut.usage_2C
+    ) -> Charges:
+        """Charges near those of the cut at which each remembered path costs `level`, or nearly so."""
+        start_2C, tracked = cut.charges.usage_2C, cut.charges.tracked
+        need_P = np.where(self.allowed_P(tracked, upto_s), level - theta * self.fill_P - self.price_P, -inf)
         out_K = np.empty(start_2C.size)
-        if cut.tracked:
-            scale_K = without(scale_K.reshape(start_2C.shape), cut.tracked).reshape(-1)
+        if tracked:
+            scale_K = without(scale_K.reshape(start_2C.shape), tracked).reshape(-1)
         project(start_2C.reshape(-1), self.slope_PK, need_P, scale_K, self._push_P, out_K)
-        return out_K.reshape(start_2C.shape)
+        return cut.charges.at(out_K.reshape(start_2C.shape))

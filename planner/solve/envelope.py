@@ -12,21 +12,20 @@ from bisect import insort
 from dataclasses import dataclass
 from math import inf
 
-from planner.solve.tables import FloatArray
+from planner.solve.tracking import Charges
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """One cut: `theta * w + c >= value` under `usage_2C`, for all paths with loads up to `upto_s`.
+    """One cut: `theta * w + c >= value` under `charges`, for all paths with loads up to `upto_s`.
 
-    Paths that use a class of `tracked` more often than it has devices were left out.
+    Paths that use a tracked class more often than it has devices were left out.
     """
 
     theta: float
     value: float
-    usage_2C: FloatArray | None
+    charges: Charges
     upto_s: float
-    tracked: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ Legend: C device classes, S sites, K = 2C usage multipliers (visit, then once).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import inf, sqrt
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ from planner.solve.path_kernels import Devices, Scratch, price_paths
 from planner.solve.paths import Int32Array, Paths
 from planner.solve.tables import FloatArray
 from planner.solve.tracked_kernels import price_tracked
-from planner.solve.tracking import Tracker, without
+from planner.solve.tracking import Charges, Tracker, no_charges
 
 STEP_SHARE = 0.25
 """Share of the tolerance, of the step time, that a closed range of loads should at least be wide."""
@@ -71,14 +71,13 @@ class Goal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """Loads in (bottom_s, top_s] of one mode; angle, usage multipliers and tracked classes to begin with."""
+    """Loads in (bottom_s, top_s] of one mode; the angle and the charges for devices to begin with."""
 
     mode_i: int
     top_s: float
     bottom_s: float
     theta: float
-    usage_2C: FloatArray
-    tracked: tuple[int, ...] = ()
+    charges: Charges
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,8 +147,8 @@ class Sweep:
         self.factor = goal.factor
         self.known = goal.factor / (1.0 + goal.tolerance)
         self.upto_s = segment.top_s
-        self.nothing_2C = np.zeros_like(segment.usage_2C)
-        self.bundle = Bundle(segment.usage_2C.size)
+        self.nothing = no_charges(devices.devices_C.size)
+        self.bundle = Bundle(2 * devices.devices_C.size)
         self.envelope = Envelope(prices.scale, self._least_fill_s())
         self.ranges: list[Range] = []
         self.lines: list[Line] = []
@@ -172,12 +171,11 @@ class Sweep:
 
     def _sweep(self, should_stop: Callable[[], bool]) -> bool:
         """Whether the bottom was reached."""
-        if not self._probe(0.0, self.nothing_2C, ()):
+        if not self._probe(0.0, self.nothing):
             return True
-        theta = self.segment.theta
-        usage_2C: FloatArray | None = self.segment.usage_2C
-        tracked = self.segment.tracked if self.tracks else ()
-        if theta > 0.0 and not self._probe(theta, usage_2C, tracked):
+        theta, charges = self.segment.theta, self.segment.charges
+        charges = charges if self.tracks else charges.tracking(())
+        if theta > 0.0 and not self._probe(theta, charges):
             return True
         tries, exact_fill = 0, self.paths.fill <= 0.0
         while not should_stop():
@@ -192,11 +190,11 @@ class Sweep:
                 theta = self._theta(corner)
                 near = self.envelope.nearest(theta) if theta > 0.0 else self.envelope.lines[-1]
                 if theta > 0.0 or self.paths.fill <= 0.0:
-                    usage_2C, tracked = (usage_2C, tracked) if near is None else (near.usage_2C, near.tracked)
+                    charges = charges if near is None else near.charges
                 else:
-                    usage_2C, tracked = self.nothing_2C, ()
+                    charges = self.nothing
                 reached = theta * corner.fill_s + corner.price
-                if not self._probe(theta, usage_2C, tracked, corner):
+                if not self._probe(theta, charges, corner):
                     return True
                 if self.lines[-1].value > reached + CLOSE * abs(reached):
                     self.tired = False
@@ -263,8 +261,7 @@ class Sweep:
         self,
         theta: float,
         price_weight: float,
-        usage_2C: FloatArray,
-        tracked: tuple[int, ...] = (),
+        charges: Charges,
         enough: float = inf,
     ) -> Priced:
         """One shortest path; replicas worth enough are kept, and one worth more than the factor raises it.
@@ -273,11 +270,12 @@ class Sweep:
         """
         self.num_runs += 1
         duals, scratch = self.prices.duals, self.scratch
-        weights = (self.upto_s, theta, price_weight, usage_2C, duals.price_C, duals.rho, duals.nu)
+        weights = (self.upto_s, theta, price_weight, charges.usage_2C, duals.price_C, duals.rho, duals.nu)
         least = (self.prices.scale.tokens, self.known * self.collect_frac)
-        if tracked:
-            counts, net = self.tracker.scratch(tracked), self.tracker.net
-            priced = price_tracked(self.paths, self.devices, scratch, counts, net, *weights, *least, enough)
+        if charges.tracked:
+            counts, net = self.tracker.scratch(charges.tracked), self.tracker.net
+            limits = (charges.full_2C, enough)
+            priced = price_tracked(self.paths, self.devices, scratch, counts, net, *weights, *least, *limits)
         else:
             priced = price_paths(self.paths, self.devices, scratch, *weights, *least)
         value, fill_s, price, load_s, real, num_found, worth = priced
@@ -294,44 +292,31 @@ class Sweep:
 
     def _measure_fill(self) -> bool:
         """Find the exact least fill time under the present limit; says whether that was news."""
-        fill_s = self._run(1.0, 0.0, self.nothing_2C).value * (1.0 - 1e-12)
+        fill_s = self._run(1.0, 0.0, self.nothing).value * (1.0 - 1e-12)
         news = fill_s > self.envelope.least_w * (1.0 + 1e-9)
         self.envelope.raise_least_w(fill_s)
         return news
 
-    def _probe(
-        self,
-        theta: float,
-        usage_2C: FloatArray | None,
-        tracked: tuple[int, ...],
-        corner: Corner | None = None,
-    ) -> bool:
+    def _probe(self, theta: float, charges: Charges, corner: Corner | None = None) -> bool:
         """Add the cut of an angle, a better one if the corner asks for it.
 
         False when there is no path at all, which closes everything below.
         """
-        usage_2C = self.nothing_2C if usage_2C is None else usage_2C
         aim = None if corner is None else self._aim(theta, corner)
-        priced = self._run(theta, 1.0, usage_2C, tracked, inf if aim is None else aim.enough)
+        priced = self._run(theta, 1.0, charges, inf if aim is None else aim.enough)
         if priced.value == inf:
-            line = Line(theta=theta, value=inf, usage_2C=None, upto_s=self.upto_s, tracked=tracked)
+            line = Line(theta=theta, value=inf, charges=charges, upto_s=self.upto_s)
             bottom_s = self.segment.bottom_s
             self.ranges.append(
                 Range(from_s=bottom_s, upto_s=self.upto_s, least_w=self.envelope.least_w, lines=(line,))
             )
             return False
-        cut = Reached(value=priced.value, usage_2C=usage_2C, tracked=tracked)
+        cut = Reached(value=priced.value, charges=charges)
         if aim is not None and not self.relaxed and (theta > 0.0 or self.paths.fill <= 0.0):
             charged = cut.value < (theta * priced.fill_s + priced.price) * (1.0 - 1e-9)
             if (charged or not priced.real) and cut.value <= aim.reached + CLOSE * abs(aim.reached):
                 cut = self._improve(theta, cut, priced, aim)
-        line = Line(
-            theta=theta,
-            value=cut.value,
-            usage_2C=cut.usage_2C if cut.usage_2C.any() else None,
-            upto_s=self.upto_s,
-            tracked=cut.tracked,
-        )
+        line = Line(theta=theta, value=cut.value, charges=cut.charges, upto_s=self.upto_s)
         self.lines.append(line)
         self.envelope.add(line)
         return True
@@ -354,12 +339,12 @@ class Sweep:
         for _ in range(TRACKINGS if self.tracks else 0):
             if best.value >= wanted * (1.0 - 1e-9):
                 break
-            tracked = self.tracker.more(best.tracked, self._overuse_C(best, theta, wanted))
+            tracked = self.tracker.more(best.charges.tracked, self._overuse_C(best, theta, wanted))
             if not tracked:
                 break
-            usage_2C = without(best.usage_2C, tracked)
-            priced = self._run(theta, 1.0, usage_2C, tracked, aim.enough)
-            cut = Reached(value=priced.value, usage_2C=usage_2C, tracked=tracked)
+            charges = best.charges.tracking(tracked)
+            priced = self._run(theta, 1.0, charges, aim.enough)
+            cut = Reached(value=priced.value, charges=charges)
             cut = self._tighten(theta, cut, priced, aim)
             if cut.value <= best.value:
                 break
@@ -380,12 +365,12 @@ class Sweep:
         for _ in range(TIRED_TIGHTENINGS if self.tired else TIGHTENINGS):
             if best.value >= wanted * (1.0 - 1e-9):
                 break
-            usage_2C = self.bundle.propose(best, theta, level, self.upto_s, self.prices.scale_K)
-            priced = self._run(theta, 1.0, usage_2C, cut.tracked, aim.enough)
+            charges = self.bundle.propose(best, theta, level, self.upto_s, self.prices.scale_K)
+            priced = self._run(theta, 1.0, charges, aim.enough)
             self._remember(priced)
             better = priced.value > best.value
             if better:
-                best = replace(best, value=priced.value, usage_2C=usage_2C)
+                best = Reached(value=priced.value, charges=charges)
             level = wanted if better else best.value + 0.5 * (wanted - best.value)
         return best
 

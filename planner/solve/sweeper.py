@@ -25,7 +25,7 @@ from planner.solve.pathdp import least_load
 from planner.solve.paths import build_paths, device_groups
 from planner.solve.sweep import GRID_RATIO, Desk, FoundPath, Goal, Prices, Range, Segment, Sweep, Swept
 from planner.solve.tables import FloatArray, ModeTables
-from planner.solve.tracking import Tracker
+from planner.solve.tracking import Tracker, no_charges
 
 SEGMENTS = 6
 POLL_S = 0.05
@@ -108,9 +108,9 @@ class Sweeper:
         inner: list[float] = []
         if limit_s.size > 2:
             inner = np.geomspace(limit_s[0], limit_s[-2], SEGMENTS + 1)[-2:0:-1].tolist()
-        nothing_2C = np.zeros((2, self.shape.devices_C.size))
+        nothing = no_charges(self.shape.devices_C.size)
         return [
-            Segment(mode_i=mode_i, top_s=top, bottom_s=bottom, theta=0.0, usage_2C=nothing_2C)
+            Segment(mode_i=mode_i, top_s=top, bottom_s=bottom, theta=0.0, charges=nothing)
             for top, bottom in pairwise([inf, *inner, 0.0])
         ]
 
@@ -196,8 +196,8 @@ class Sweeper:
                 time_weight=line.theta,
                 price_weight=1.0,
                 value=line.value,
-                usage_2C=line.usage_2C,
-                tracked=line.tracked,
+                usage_2C=line.charges.usage_2C if line.charges.usage_2C.any() else None,
+                tracked=line.charges.tracked,
             )
             for line in part.lines
         ]
@@ -247,23 +247,12 @@ class Sweeper:
     def _recut(self, mode_i: int, lines: Sequence[Line]) -> list[Segment]:
         picks = np.linspace(0, len(lines) - 1, SEGMENTS + 1)[1:-1].astype(np.int64)
         inner = sorted({lines[i].upto_s for i in picks if isfinite(lines[i].upto_s)}, reverse=True)
-        nothing_2C = np.zeros((2, self.shape.devices_C.size))
         found = []
         for top, bottom in pairwise([inf, *inner, 0.0]):
             below = [line for line in lines if line.upto_s <= top and line.theta > 0.0][:1]
             theta = below[0].theta if below else 0.0
-            usage_2C = below[0].usage_2C if below and below[0].usage_2C is not None else nothing_2C
-            tracked = below[0].tracked if below else ()
-            found.append(
-                Segment(
-                    mode_i=mode_i,
-                    top_s=top,
-                    bottom_s=bottom,
-                    theta=theta,
-                    usage_2C=usage_2C,
-                    tracked=tracked,
-                )
-            )
+            charges = below[0].charges if below else no_charges(self.shape.devices_C.size)
+            found.append(Segment(mode_i=mode_i, top_s=top, bottom_s=bottom, theta=theta, charges=charges))
         return found
 
 

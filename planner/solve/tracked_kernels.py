@@ -24,6 +24,8 @@ from planner.solve.path_kernels import (
     appraise,
     charge,
     entry_at,
+    fill_cells,
+    fill_hops,
     is_real,
     keep,
     run_paths,
@@ -55,8 +57,9 @@ class Net(NamedTuple):
     """Nodes and arcs of the paths that cost no more than a limit; work arrays of one thread.
 
     Node 0 is the end of the chain, the others are stages to begin (stages behind, site, first layer) and
-    stages ended. Arcs `[first_N[n], stop_N[n])` leave node n; those with `cell_A` below 0 cost `cost_A`, the
-    others are stages at a site with tracked classes. `value_X` is the cost to go by node and budget.
+    stages ended. Arcs `[first_N[n], stop_N[n])` leave node n. Arc a costs `cost_A[a]`, which stands at
+    `from_A[a]` among hops (from below -1 backwards) or cells; stages at a site with tracked classes cost
+    what stands at `cell_A[a]` by use, -1 for all others. `value_X` is the cost to go by node and budget.
     """
 
     reach_QSL: FloatArray
@@ -68,6 +71,7 @@ class Net(NamedTuple):
     stop_N: Int32Array
     tail_A: Int32Array
     head_A: Int32Array
+    from_A: Int32Array
     cell_A: Int32Array
     cost_A: FloatArray
     value_X: FloatArray
@@ -140,6 +144,7 @@ def new_net(paths: Paths) -> Net:
         stop_N=np.empty(num_nodes, dtype=np.int32),
         tail_A=np.empty(ARCS_MAX, dtype=np.int32),
         head_A=np.empty(ARCS_MAX, dtype=np.int32),
+        from_A=np.empty(ARCS_MAX, dtype=np.int32),
         cell_A=np.empty(ARCS_MAX, dtype=np.int32),
         cost_A=np.empty(ARCS_MAX),
         value_X=np.empty(VALUES_MAX),
@@ -243,7 +248,7 @@ def leave_stages(
                     head = net.node_SB[s, b]
                     net.arrive_SB[s, b] = min(net.arrive_SB[s, b], reach + cost)
                 net.tail_A[num_arcs], net.head_A[num_arcs] = node, head
-                net.cost_A[num_arcs] = cost
+                net.from_A[num_arcs] = (level * num_sites + s) * paths.num_signatures + g
                 net.cell_A[num_arcs] = (
                     -1 if t < 0 else t * num_uses * cells + level * paths.num_signatures + g
                 )
@@ -278,14 +283,14 @@ def hop_on(
                     num_nodes += 1
                 net.reach_QSL[q - 1, t, b] = min(net.reach_QSL[q - 1, t, b], reach + hop)
                 net.tail_A[num_arcs], net.head_A[num_arcs] = node, net.node_QSL[q - 1, t, b]
-                net.cost_A[num_arcs], net.cell_A[num_arcs] = hop, -1
+                net.from_A[num_arcs], net.cell_A[num_arcs] = -2 - (i * num_sites + s) * num_sites - t, -1
                 num_arcs += 1
             net.stop_N[node] = num_arcs
     return num_nodes, num_arcs
 
 
 @compiled_part
-def settle_costs(tracked: TrackedScratch, net: Net, num_nodes: int, num_arcs: int) -> None:
+def settle_costs(scratch: Scratch, tracked: TrackedScratch, net: Net, num_nodes: int, num_arcs: int) -> None:
     """Costs to go of all nodes by budget: arcs backwards, each after all that follow its head.
 
     Offsets are unsigned and arrays flat: views of arrays are counted, and signed indices may be negative.
@@ -294,6 +299,10 @@ def settle_costs(tracked: TrackedScratch, net: Net, num_nodes: int, num_arcs: in
     num_budget = np.uint64(tracked.num_budgets)
     num_uses = tracked.budgets.step_D.size
     cells = tracked.cost_TDQG.shape[2] * tracked.cost_TDQG.shape[3]
+    cost_QSG, hop_IST = scratch.cost_QSG.reshape(-1), scratch.hop_IST.reshape(-1)
+    for k in range(num_arcs):
+        x = net.from_A[k]
+        net.cost_A[k] = cost_QSG[x] if x >= 0 else hop_IST[-2 - x]
     value_X[: tracked.num_budgets] = 0.0
     value_X[tracked.num_budgets : num_nodes * tracked.num_budgets] = INF
     for k in range(num_arcs - 1, -1, -1):
@@ -372,24 +381,30 @@ def price_tracked(
     nu: float,
     tokens: float,
     worth_min: float,
+    guide_2C: FloatArray,
     enough: float,
 ) -> tuple[float, float, float, float, bool, int, float]:
     """As `price_paths`, over paths that use no tracked class more often than it has devices.
 
     Costs are looked for up to `enough` only: that is returned where no path costs less. Arcs whose cheapest
-    path costs more when nothing is tracked are left out first.
+    path costs more under multipliers `guide_2C` when nothing is tracked are left out first; these may charge
+    more for tracked classes, since that makes no path dearer that keeps to the devices there are.
     """
-    once = charge(devices, scratch, price_C, price_weight, usage_2C)
-    value = run_paths(paths, scratch, upto_s, time_weight)
-    if value == INF:
+    weight = time_weight * paths.fill
+    guided = charge(devices, scratch, price_C, price_weight, guide_2C)
+    relaxed = run_paths(paths, scratch, upto_s, time_weight)
+    if relaxed == INF:
         return INF, INF, INF, INF, False, 0, 0.0
-    weight, limit = time_weight * paths.fill, max(value, enough + once)
-    fill_uses(paths, scratch, tracked, upto_s, weight)
+    limit = max(relaxed, enough + guided)
     num_nodes, num_arcs = narrow(paths, scratch, tracked, net, limit)
     while num_arcs < 0:
-        limit = value + NARROWED * abs(value) if limit == INF else value + 0.25 * (limit - value)
+        limit = relaxed + NARROWED * abs(relaxed) if limit == INF else relaxed + 0.25 * (limit - relaxed)
         num_nodes, num_arcs = narrow(paths, scratch, tracked, net, limit)
-    settle_costs(tracked, net, num_nodes, num_arcs)
+    once = charge(devices, scratch, price_C, price_weight, usage_2C)
+    fill_cells(paths, scratch, upto_s, weight)
+    fill_hops(paths, scratch, upto_s, weight)
+    fill_uses(paths, scratch, tracked, upto_s, weight)
+    settle_costs(scratch, tracked, net, num_nodes, num_arcs)
     num_stages, num_sites, _ = scratch.stage_QSL.shape
     num_found, best_worth, best_turn, least = 0, 0.0, -1, INF
     for turn in range(num_stages * num_sites):
@@ -408,8 +423,8 @@ def price_tracked(
                 best_worth = max(best_worth, worth)
     if least == INF and limit == INF:
         return INF, INF, INF, INF, False, 0, 0.0
-    value = min(least, limit)
-    value -= once + 1e-11 * (abs(value) + once)
+    value = max(relaxed - guided, min(least - once, limit - guided))
+    value -= 1e-11 * (abs(value) + once + guided)
     if least == INF:
         return value, INF, INF, INF, False, num_found, best_worth
     # the cheapest path comes last, so that its usage and visits are the ones left behind

@@ -9,6 +9,7 @@ Legend: see sweep.py; I tracked classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,6 +24,33 @@ BUDGETS_MAX = 128
 CELLS_MAX = 4_000_000
 """Costs to go that a search may hold."""
 KEPT_MAX = 3
+
+
+class Charges(NamedTuple):
+    """What a cut charges for devices: `usage_2C` per visit and once, nothing for tracked classes.
+
+    `full_2C` also says what tracked classes were charged before they were tracked.
+    """
+
+    usage_2C: FloatArray
+    full_2C: FloatArray
+    tracked: tuple[int, ...]
+
+    def tracking(self, tracked: tuple[int, ...]) -> Charges:
+        """Other tracked classes, the same charges else."""
+        return Charges(without(self.full_2C, tracked), self.full_2C, tracked)
+
+    def at(self, usage_2C: FloatArray) -> Charges:
+        """Other charges, the same tracked classes."""
+        full_2C = usage_2C.copy()
+        full_2C[:, list(self.tracked)] = self.full_2C[:, list(self.tracked)]
+        return Charges(usage_2C, full_2C, self.tracked)
+
+
+def no_charges(num_classes: int) -> Charges:
+    """Devices are free and none is tracked."""
+    nothing_2C = np.zeros((2, num_classes))
+    return Charges(nothing_2C, nothing_2C, ())
 
 
 class Tracker:

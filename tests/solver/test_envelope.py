@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.solve.envelope import Corner, Envelope, Line, Scale, worst_corner
+from planner.solve.tracking import no_charges
 
 SAMPLES = 400
 figures = st.floats(0.01, 100.0)
@@ -19,7 +20,7 @@ scales = st.builds(
 
 
 def line_of(theta: float, value: float) -> Line:
-    return Line(theta=theta, value=value, usage_2C=None, upto_s=inf)
+    return Line(theta=theta, value=value, charges=no_charges(1), upto_s=inf)
 
 
 slanted = st.lists(st.builds(line_of, figures, st.floats(-10.0, 200.0)), max_size=12)
