@@ -1,7 +1,8 @@
 """Column generation: the linear master and sweeps in turn. Every sweep brings replicas and a bound.
 
 Multipliers of the master swing; a sweep is priced at a mixture with those of the best bound so far, until
-that finds nothing new for the master.
+that finds nothing new for the master. Where paths that the fleet can't form hold the bound back, multipliers
+come from a master that has these too (guide.py).
 
 Legend: P columns of the pool, C device classes, R capacity rows.
 """
@@ -17,16 +18,19 @@ import numpy as np
 from planner.problem import BoundaryProblem, ObjectiveKind
 from planner.solve.boxes import Duals
 from planner.solve.columns import Column, Pool, Shape
-from planner.solve.master import Master, MasterSolution, bound_of, mixed
+from planner.solve.guide import Guide
+from planner.solve.master import Master, MasterSolution, bound_of, master_over, mixed
 from planner.solve.sweep import Goal
 from planner.solve.sweeper import Certified, Sweeper
 from planner.solve.tables import FloatArray
 
 INERTIA = 0.55
+INERTIA_MIN = 0.2
 PRICE_FLOOR = 0.03
 EXACT_BELOW = 0.02
-"""Finer sweeps, and those after one that its own relaxation held back, count some classes exactly."""
-COARSE_BELOW = 0.06
+"""Finer sweeps count some classes exactly."""
+COARSE_BELOW = 0.2
+"""So do those not coarser than this after one that its own relaxation held back."""
 HELD_BACK_MAX = 3
 """Sweeps held back one after another before the next is made finer all the same."""
 FIRST_TOLERANCE = 0.3
@@ -68,6 +72,7 @@ class Generator:
         self._floor_R = np.zeros(len(problem.rows))
         self._master: Master | None = None
         self._added = 0
+        self._guide = Guide(problem, shape)
 
     def seed(self, should_stop: Callable[[], bool]) -> Round:
         """First multipliers: a device is worth its rate. The sweep's factor makes them a bound."""
@@ -96,16 +101,24 @@ class Generator:
     def round(self, should_stop: Callable[[], bool]) -> Round:
         """One sweep near the master's multipliers, with a tolerance that follows the distance left."""
         solution = self.master()
-        duals = self.floored(self._mixture(solution.duals))
+        if self.tolerance <= EXACT_BELOW:
+            self._guide.forget()
+        guided = self._guide.solve(self.pool, solution)
+        duals = self.floored(self._mixture(guided.duals))
         known = max(self.known_worth(duals), WORTH_MIN)
         before = len(self.pool.columns)
-        certified = self._sweep(duals, self._goal(known), should_stop)
+        goal = self._goal(known)
+        certified = self._sweep(duals, goal, should_stop)
         bound = bound_of(self.problem, self.shape, duals, certified.factor)
         missed = self._is_missed(solution.duals, before)
         self.exhausted = self._inertia == 0.0 and not missed and self.tolerance <= LAST_TOLERANCE
-        self._inertia = INERTIA if missed else 0.0
+        self._inertia = INERTIA if missed else _loosened(self._inertia)
         self._note_bound(bound, duals)
-        self._narrow(solution, certified, known)
+        if isfinite(certified.factor):
+            factor = certified.factor
+            best = max(self.unit_worth(duals), self.known_worth(duals))
+            self._guide.learn(certified.obstacles, duals, factor, best, exact=goal.exact)
+            self._narrow(guided.value, factor, known)
         return Round(solution=solution, certified=certified, bound=bound)
 
     def _mixture(self, duals: Duals) -> Duals:
@@ -146,14 +159,12 @@ class Generator:
         if isfinite(bound) and better:
             self.bound, self._center = bound, duals
 
-    def _narrow(self, solution: MasterSolution, certified: Certified, known: float) -> None:
+    def _narrow(self, value: float, factor: float, known: float) -> None:
         """Sweep finer once the distance between bound and master is no longer the sweep's coarseness."""
-        if not isfinite(certified.factor):
-            return
         distance = inf
-        if isfinite(self.bound) and min(solution.value, self.bound) > 0.0:
-            distance = max(solution.value, self.bound) / min(solution.value, self.bound) - 1.0
-        within = certified.factor <= known * (1.0 + 1.5 * self.tolerance)
+        if isfinite(self.bound) and min(value, self.bound) > 0.0:
+            distance = max(value, self.bound) / min(value, self.bound) - 1.0
+        within = factor <= known * (1.0 + 1.5 * self.tolerance)
         self._held_back = 0 if within else self._held_back + 1
         self._coarse = not within and self.tolerance <= COARSE_BELOW
         if distance < 3.0 * self.tolerance:
@@ -183,8 +194,7 @@ class Generator:
         """The linear master over the whole pool."""
         if self._master is None:
             top = max((c.tokens_per_s for c in self.pool.columns), default=1.0)
-            penalty = 10.0 * float(self.shape.usd_C.sum() + 1.0) if self.minimise else 20.0 * top
-            self._master = Master(self.problem, self.shape, penalty)
+            self._master = master_over(self.problem, self.shape, top)
         for column in self.pool.columns[self._added :]:
             self._master.add(column)
         self._added = len(self.pool.columns)
@@ -197,6 +207,11 @@ class Generator:
             return 0.0
         price_P = self.pool.usage_PC()[: len(columns)] @ duals.price_C + duals.rho
         return float(((self.pool.rates_P()[: len(columns)] + duals.nu) / np.maximum(price_P, 1e-300)).max())
+
+
+def _loosened(inertia: float) -> float:
+    """Less of it, and in the end none, so that multipliers come to the master's own step by step."""
+    return 0.5 * inertia if inertia > INERTIA_MIN else 0.0
 
 
 def _worth(column: Column, duals: Duals) -> float:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from planner.problem import BoundaryProblem, ObjectiveKind
 from planner.solve.boxes import Duals
@@ -67,17 +68,25 @@ class Master:
 
     def add(self, column: Column) -> None:
         """One more replica to choose from."""
+        self.add_devices(column.usage_C, column.tokens_per_s)
+
+    def add_devices(self, usage_C: NDArray[np.number], tokens_per_s: float) -> None:
+        """One more way to make tokens of devices."""
         x = self._solver.NumVar(0.0, self._solver.infinity(), "")
-        usd = float(self._shape.usd_C @ column.usage_C)
-        self._objective.SetCoefficient(x, usd if self._price else column.tokens_per_s)
-        row_R = self._shape.coefficient_RC @ column.usage_C
+        usd = float(self._shape.usd_C @ usage_C)
+        self._objective.SetCoefficient(x, usd if self._price else tokens_per_s)
+        row_R = self._shape.coefficient_RC @ usage_C
         for r in np.flatnonzero(row_R):
             self._rows[int(r)].SetCoefficient(x, float(row_R[r]))
         self._fewest.SetCoefficient(x, 1.0)
         self._most.SetCoefficient(x, 1.0)
         if self._price:
-            self._target.SetCoefficient(x, column.tokens_per_s)
+            self._target.SetCoefficient(x, tokens_per_s)
         self._x.append(x)
+
+    def drop(self, p: int) -> None:
+        """Choose the p-th no more."""
+        self._x[p].SetBounds(0.0, 0.0)
 
     def set_limits(self, limit_R: FloatArray, fewest: float, most: float | None, target: float = 0.0) -> None:
         """Capacity that is left, for solving on the rest of a fleet."""
@@ -105,6 +114,13 @@ class Master:
             duals=Duals(row_R=row_R, rho=rho, nu=nu, price_C=np.asarray(price_C, dtype=np.float64)),
             short=float(self._short.solution_value()),
         )
+
+
+def master_over(problem: BoundaryProblem, shape: Shape, top_tokens_per_s: float) -> Master:
+    """An empty master; missing replicas cost more than any replica of at most this speed is worth."""
+    if problem.objective.kind is ObjectiveKind.PRICE:
+        return Master(problem, shape, 10.0 * float(shape.usd_C.sum() + 1.0))
+    return Master(problem, shape, 20.0 * top_tokens_per_s)
 
 
 def mixed(shape: Shape, one: Duals, other: Duals, share: float, usd_C: FloatArray | None) -> Duals:

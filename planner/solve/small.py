@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from costmodels.workload import ROUND_ROBIN
-from planner.problem import BoundaryProblem, ObjectiveKind
+from planner.problem import BoundaryProblem
 from planner.solve.boxes import Duals
 from planner.solve.columns import Column, Shape, to_replica
-from planner.solve.master import Master
+from planner.solve.master import master_over
 from planner.solve.packing import value_of
 from planner.solve.proof import multipliers
 from planner.solve.result import BoundaryResult, Limits, Progress, Status
@@ -129,8 +129,7 @@ def _interrupted(problem: BoundaryProblem, shape: Shape, fleet: SmallFleet) -> B
 def _duals(problem: BoundaryProblem, shape: Shape, columns: Sequence[Column]) -> Duals:
     """Multipliers of the linear master over the replicas met: what one more unit of each row is worth."""
     top = max(column.tokens_per_s for column in columns)
-    price = problem.objective.kind is ObjectiveKind.PRICE
-    master = Master(problem, shape, 10.0 * float(shape.usd_C.sum() + 1.0) if price else 20.0 * top)
+    master = master_over(problem, shape, top)
     for column in columns:
         master.add(column)
     return master.solve().duals

@@ -41,6 +41,7 @@ TIRED_TRIES = 1
 """Where the last range had to be forced, the next is hardly easier: less is tried until a cut improves."""
 TRACKINGS = 3
 CLOSE = 1e-7
+OBSTACLES = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +106,13 @@ class Aim(NamedTuple):
     enough: float
 
 
+class Obstacle(NamedTuple):
+    """Devices of a path the fleet can't form, near the corner for which the factor was raised so far."""
+
+    usage_C: FloatArray
+    worth: float
+
+
 class FoundPath(NamedTuple):
     """Table entries and first layers of the stages of a replica, and what it is worth."""
 
@@ -121,6 +129,7 @@ class Swept:
     factor: float
     ranges: tuple[Range, ...]
     found: tuple[FoundPath, ...]
+    obstacles: tuple[Obstacle, ...]
     lines: tuple[Line, ...]
     num_runs: int
 
@@ -154,6 +163,7 @@ class Sweep:
         self.lines: list[Line] = []
         self.found: dict[bytes, FoundPath] = {}
         self.num_runs = 0
+        self.obstacles: list[Obstacle] = []
         self.tired = False
         self.tracks = goal.exact and not goal.relaxed
 
@@ -165,6 +175,7 @@ class Sweep:
             factor=max(factor, self.factor),
             ranges=tuple(self.ranges),
             found=tuple(self.found.values()),
+            obstacles=tuple(sorted(self.obstacles, key=lambda one: -one.worth)[:OBSTACLES]),
             lines=tuple(self.lines),
             num_runs=self.num_runs,
         )
@@ -250,9 +261,12 @@ class Sweep:
 
     def _force(self) -> bool:
         """Close a small step whatever it takes: the factor is raised as far as the worst corner demands."""
+        before, usage_C = self.factor, self.scratch.usage_C.copy()
         while True:
             corner = self.envelope.worst(self.factor)
             if self._allows_step(corner):
+                if self.factor > before:
+                    self.obstacles.append(Obstacle(usage_C, self.factor))
                 return self._close(corner)
             lifted = self.prices.scale.worth(corner.fill_s, corner.price, self._next_s(corner))
             self.factor = max(self.factor, lifted) * (1.0 + 1e-9)
@@ -292,7 +306,9 @@ class Sweep:
 
     def _measure_fill(self) -> bool:
         """Find the exact least fill time under the present limit; says whether that was news."""
+        usage_C = self.scratch.usage_C.copy()
         fill_s = self._run(1.0, 0.0, self.nothing).value * (1.0 - 1e-12)
+        self.scratch.usage_C[:] = usage_C
         news = fill_s > self.envelope.least_w * (1.0 + 1e-9)
         self.envelope.raise_least_w(fill_s)
         return news

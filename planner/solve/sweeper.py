@@ -23,7 +23,18 @@ from planner.solve.envelope import Line, Scale
 from planner.solve.path_kernels import Devices, build_devices, new_scratch, price_paths
 from planner.solve.pathdp import least_load
 from planner.solve.paths import build_paths, device_groups
-from planner.solve.sweep import GRID_RATIO, Desk, FoundPath, Goal, Prices, Range, Segment, Sweep, Swept
+from planner.solve.sweep import (
+    GRID_RATIO,
+    Desk,
+    FoundPath,
+    Goal,
+    Obstacle,
+    Prices,
+    Range,
+    Segment,
+    Sweep,
+    Swept,
+)
 from planner.solve.tables import FloatArray, ModeTables
 from planner.solve.tracking import Tracker, no_charges
 
@@ -42,6 +53,7 @@ class Certified:
     duals: Duals
     boxes: tuple[BoxProof, ...]
     columns: tuple[Column, ...]
+    obstacles: tuple[Obstacle, ...]
     num_runs: int
 
 
@@ -126,6 +138,7 @@ class Sweeper:
             duals=duals,
             boxes=tuple(sorted(boxes, key=lambda box: (box.mode_i, box.upto_s))),
             columns=self._columns(swept, goal.columns_max),
+            obstacles=tuple(one for part in swept for one in part.obstacles),
             num_runs=sum(part.num_runs for part in swept),
         )
 
