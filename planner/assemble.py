@@ -11,6 +11,7 @@ from planner.certificate import build_certificate
 from planner.failover import build_failover
 from planner.graph import build_graph
 from planner.heads import aggregator_hosts, stage_head
+from planner.kinds import LayerKinds, layer_kinds
 from planner.objective import Replica
 from planner.packing_hosts import Former, Seat, seat_replicas
 from planner.plan import BoundaryPlan, Plan, ReplicaPlan
@@ -42,8 +43,9 @@ def assemble(
     Raises:
         EchelonError: `hosts-too-few` or `replica-misfit` when a result is no plan of this problem.
     """
+    kinds = layer_kinds(problem.cost_model, problem.workload.num_layers) if failover else None
     boundaries = tuple(
-        boundary_plan(problem, boundary, result.replicas, former=former, failover=failover)
+        boundary_plan(problem, boundary, result.replicas, former=former, kinds=kinds)
         for boundary, result in zip(problem.boundaries, results, strict=True)
     )
     nodes, edges = build_graph(boundaries)
@@ -67,9 +69,11 @@ def boundary_plan(
     replicas: Sequence[Replica],
     *,
     former: Former | None = None,
-    failover: bool = True,
+    kinds: LayerKinds | None = None,
 ) -> BoundaryPlan:
     """The replicas of one boundary on real devices, fastest first, with its aggregator and its idle devices.
+
+    Replacements after a failure need the `kinds` of the problem's layers; without them there are none.
 
     Raises:
         EchelonError: as `assemble`.
@@ -88,7 +92,7 @@ def boundary_plan(
         replicas=planned,
         excluded=excluded_devices(problem.fleet, boundary, problem.policy.spares, running, dedicated),
     )
-    return build_failover(problem, boundary, plan) if failover else plan
+    return plan if kinds is None else build_failover(problem, boundary, plan, kinds)
 
 
 def _replica_plan(

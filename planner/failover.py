@@ -11,27 +11,35 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
+from numpy.typing import NDArray
+
 from planner.certificate import usd_per_hour
 from planner.heads import stage_head
+from planner.kinds import LayerKinds
 from planner.objective import StageChoice
 from planner.plan import BoundaryPlan, Failover, ReplicaPlan, StagePlan
 from planner.problem import BoundaryProblem, CapacityRow, Mode, Objective, Problem
-from planner.realise import SeatedStage, realise_replica
-from planner.recut import Recutter
-from planner.seating import free_hosts, seat_template, seatable
-from planner.solve.greedy import solve_boundary as greedy
+from planner.quickest import Quickest, Wanted
+from planner.realise import KnownStages, SeatedStage, realise_replica
+from planner.recut import Recut, Recutter
+from planner.seating import BoolArray, Stock, seat_template
+from planner.solve.greedy import Workshop
 from planner.solve.result import Limits
 
 RECUT_TEMPLATES = 3
 """So many of the fastest other clusters are tried with new layer borders."""
 
 
-def build_failover(problem: Problem, boundary: BoundaryProblem, plan: BoundaryPlan) -> BoundaryPlan:
+def build_failover(
+    problem: Problem, boundary: BoundaryProblem, plan: BoundaryPlan, kinds: LayerKinds
+) -> BoundaryPlan:
     """The plan with a replacement for the loss of each device in use, and of each host with several of them.
 
-    Equal devices of one stage and host share an entry where its replacement does without all of them.
+    Equal devices of one stage and host share an entry where its replacement does without all of them. `kinds`
+    are those of the problem's layers.
     """
-    planner = _Planner(problem, boundary, plan)
+    planner = _Planner(problem, boundary, plan, kinds)
     entries = [entry for replica in plan.replicas for entry in planner.entries(replica)]
     return replace(plan, failover=tuple(entries))
 
@@ -59,17 +67,26 @@ class _Case:
 
 
 class _Planner:
-    """Replacements of one boundary; remembers cluster costs, cuts and rule-of-thumb replicas."""
+    """Replacements of one boundary; remembers cluster costs, cuts, stages and rule-of-thumb replicas."""
 
-    def __init__(self, problem: Problem, boundary: BoundaryProblem, plan: BoundaryPlan) -> None:
+    def __init__(
+        self, problem: Problem, boundary: BoundaryProblem, plan: BoundaryPlan, kinds: LayerKinds
+    ) -> None:
         self.fleet = problem.fleet
         self.problem = boundary
         taken = {d for r in plan.replicas for s in r.stages for d in (*s.devices, *s.spares)}
         self.class_of = {d: c.class_i for c in boundary.classes for host in c.hosts for d in host}
         self.host_of = {d.device_id: d.host_id for d in problem.fleet.devices}
         self.idle = frozenset(set(self.class_of) - taken)
-        self.recutter = Recutter(boundary)
-        self.busy_s: dict[tuple[int, int, int, int, int], float] = {}
+        self.stock = Stock(boundary, self.idle)
+        self.recutter = Recutter(boundary, kinds)
+        self.quickest = Quickest(
+            boundary, (_wanted(replica, stage) for replica in plan.replicas for stage in replica.stages)
+        )
+        self.order_T = self._by_rate()
+        self.admissible: dict[int, BoolArray] = {}
+        self.stages: KnownStages = {}
+        self.workshop = Workshop(replace(boundary, objective=Objective()), kinds)
         self.usd_spare = _usd_to_spare(problem, boundary, plan)
         self.rules: dict[tuple[tuple[int, int], ...], tuple[int, tuple[StageChoice, ...]] | None] = {}
         self.template_at = self._templates_by_shape()
@@ -126,7 +143,10 @@ class _Planner:
         Such a loss may just as well be that of the host.
         """
         if alone:
-            elsewhere = self._best(self._without_hosts(case))
+            gone = self._without_hosts(case)
+            elsewhere = self._best(gone)
+            if gone.idle == case.idle:
+                return elsewhere
             if elsewhere is not None and elsewhere.tokens_per_s >= case.replica.tokens_per_s * (1.0 - 1e-9):
                 return elsewhere
         return self._best(case)
@@ -146,11 +166,7 @@ class _Planner:
         same = self._seated(case, self._unchanged(case))
         if same is not None:
             return same
-        options = [self._seated(case, chain) for chain in self._changed(case)]
-        able = [option for option in options if option is not None]
-        if not able:
-            return self._by_rule(case)
-        return max(able, key=lambda option: option.tokens_per_s)
+        return self._changed(case) or self._by_rule(case)
 
     def _unchanged(self, case: _Case) -> tuple[StageChoice, ...]:
         return tuple(
@@ -158,54 +174,53 @@ class _Planner:
             for t, stage in zip(case.templates, case.replica.stages, strict=True)
         )
 
-    def _changed(self, case: _Case) -> list[tuple[StageChoice, ...]]:
-        """Chains with another cluster in place of each broken one, or without it."""
-        hosts = free_hosts(self.problem, case.free_for(case.broken))
-        able = [t for t in case.mode.templates if seatable(self.problem.templates[t], hosts)]
-        fast = sorted(able, key=lambda t: (-self._rate(t), t))[:RECUT_TEMPLATES]
-        options: list[tuple[StageChoice, ...] | None] = [
-            self._in_place(case, able),
-            *(self._recut(case, template_i) for template_i in fast),
-            self._recut(case, None),
-        ]
-        return [chain for chain in options if chain is not None]
+    def _changed(self, case: _Case) -> ReplicaPlan | None:
+        """The fastest with another cluster in place of each broken one, or without it."""
+        able_T = self.stock.able(case.free_for(case.broken))
+        able_T &= self._admissible(case.mode)
+        in_place = self._in_place(case, able_T)
+        kept = None if in_place is None else self._seated(case, in_place)
+        below_s = float("inf") if kept is None else kept.step_time_s
+        faster: list[list[SeatedStage]] = []
+        fast: list[int] = self.order_T[able_T[self.order_T]][:RECUT_TEMPLATES].tolist()
+        for template_i in (*fast, None):
+            found = self._recut(case, template_i, below_s)
+            stages = None if found is None else self._placed(case, found.chain)
+            if found is not None and stages is not None:
+                faster.append(stages)
+                below_s = found.step_s
+        options = (self._realised(case, case.mode, stages) for stages in reversed(faster))
+        return next((option for option in options if option is not None), kept)
 
-    def _in_place(self, case: _Case, able: Sequence[int]) -> tuple[StageChoice, ...] | None:
+    def _in_place(self, case: _Case, able_T: BoolArray) -> tuple[StageChoice, ...] | None:
         """Each broken stage on the cluster that runs its own layers fastest; None where none holds them."""
         chain = list(self._unchanged(case))
         for i in case.broken:
-            stage = case.replica.stages[i]
-            busy_s, template_i = min(
-                ((self._busy_s(case.mode, t, stage), t) for t in able), default=(float("inf"), 0)
-            )
-            if busy_s == float("inf"):
+            template_i = self.quickest.of(_wanted(case.replica, case.replica.stages[i]), able_T)
+            if template_i is None:
                 return None
             chain[i] = replace(chain[i], template_i=template_i)
         return tuple(chain)
 
-    def _recut(self, case: _Case, template_i: int | None) -> tuple[StageChoice, ...] | None:
-        """This cluster, or none, in place of each broken one, with the layers cut anew."""
+    def _recut(self, case: _Case, template_i: int | None, below_s: float) -> Recut | None:
+        """This cluster, or none, in place of each broken one, cut anew for a step of less than `below_s`."""
         broken = set(case.broken)
         templates = [template_i if i in broken else t for i, t in enumerate(case.templates)]
-        return self.recutter.recut(case.mode, [t for t in templates if t is not None])
+        return self.recutter.recut(case.mode, [t for t in templates if t is not None], below_s=below_s)
 
-    def _busy_s(self, mode: Mode, template_i: int, stage: StagePlan) -> float:
-        start, stop = stage.layers
-        key = (template_i, start, stop, stage.in_flight, mode.micro_batch_size)
-        if key not in self.busy_s:
-            template = self.problem.templates[template_i]
-            self.busy_s[key] = float("inf")
-            if template.tier_i >= max(self.problem.tier_required[start:stop]):
-                cost = self.problem.cost_model.stage(
-                    template.cluster, (start, stop), template.strategy, mode.micro_batch_size, stage.in_flight
-                )
-                if cost is not None and cost.fits:
-                    self.busy_s[key] = cost.busy_s
-        return self.busy_s[key]
+    def _admissible(self, mode: Mode) -> BoolArray:
+        """Which candidate clusters may run in a mode, by position."""
+        if mode.mode_i not in self.admissible:
+            mask_T = np.zeros(len(self.problem.templates), dtype=bool)
+            mask_T[list(mode.templates)] = True
+            self.admissible[mode.mode_i] = mask_T
+        return self.admissible[mode.mode_i]
 
-    def _rate(self, template_i: int) -> float:
+    def _by_rate(self) -> NDArray[np.intp]:
+        """Positions of the candidate clusters, those whose devices are fastest together first."""
         dtype = self.problem.workload.job.dtype
-        return sum(d.rate_flop_per_s(dtype) for d in self.problem.templates[template_i].cluster.devices)
+        rate_T = [sum(d.rate_flop_per_s(dtype) for d in t.cluster.devices) for t in self.problem.templates]
+        return np.argsort(-np.array(rate_T), kind="stable")
 
     def _by_rule(self, case: _Case) -> ReplicaPlan | None:
         """A new replica of everything left, by the access-aware rule of thumb."""
@@ -214,22 +229,29 @@ class _Planner:
             (c.class_i, sum(d in left for host in c.hosts for d in host)) for c in self.problem.classes
         )
         if counts not in self.rules:
-            self.rules[counts] = _rule_of_thumb(self.problem, counts)
+            self.rules[counts] = _rule_of_thumb(self.workshop, self.problem, counts)
         answer = self.rules[counts]
         if answer is None:
             return None
         mode = self.problem.modes[answer[0]]
         stages = self._seats(answer[1], {}, set(left))
-        return None if stages is None else self._realised(case, mode, stages)
+        if stages is None or not self._affordable(case, stages):
+            return None
+        return self._realised(case, mode, stages)
 
     def _seated(self, case: _Case, chain: Sequence[StageChoice]) -> ReplicaPlan | None:
-        """A chain on real devices: whole stages stay where they are, the others take what is free."""
+        """A chain on real devices with all figures."""
+        stages = self._placed(case, chain)
+        return None if stages is None else self._realised(case, case.mode, stages)
+
+    def _placed(self, case: _Case, chain: Sequence[StageChoice]) -> list[SeatedStage] | None:
+        """Affordable devices for a chain: whole stages stay where they are, the others take what is free."""
         broken = set(case.broken)
         whole = [s for s in case.replica.stages if s.index not in broken]
         kept = len(chain) == len(case.templates)
         fixed = {s.index: s for s in whole} if kept else dict(enumerate(whole))
         stages = self._seats(chain, fixed, set(case.free_for(sorted(broken))), case.replica.stages)
-        return None if stages is None else self._realised(case, case.mode, stages)
+        return stages if stages is not None and self._affordable(case, stages) else None
 
     def _seats(
         self,
@@ -245,7 +267,7 @@ class _Planner:
         for i in todo:
             had = before[i].devices if len(before) == len(chain) else ()
             template = self.problem.templates[chain[i].template_i]
-            seat = seat_template(self.fleet, template, free_hosts(self.problem, free), before=had)
+            seat = seat_template(self.fleet, template, self.stock.hosts(free), before=had)
             if seat is None:
                 return None
             devices[i] = seat
@@ -255,13 +277,15 @@ class _Planner:
             for i, c in enumerate(chain)
         ]
 
+    def _affordable(self, case: _Case, stages: Sequence[SeatedStage]) -> bool:
+        """Whether the chain is no dearer than the ceiling allows."""
+        if self.usd_spare is None:
+            return True
+        price = {d: self.fleet.device_by_id[d].usd_per_hour for s in stages for d in s.devices}
+        return sum(price.values()) <= usd_per_hour(self.problem, [case.replica]) + self.usd_spare + 1e-9
+
     def _realised(self, case: _Case, mode: Mode, stages: Sequence[SeatedStage]) -> ReplicaPlan | None:
-        """The chain with all figures; None when it doesn't fit, or is dearer than the ceiling allows."""
-        if self.usd_spare is not None:
-            price = {d: self.fleet.device_by_id[d].usd_per_hour for s in stages for d in s.devices}
-            before = usd_per_hour(self.problem, [case.replica])
-            if sum(price.values()) > before + self.usd_spare + 1e-9:
-                return None
+        """The chain with all figures; None when it doesn't fit."""
         return realise_replica(
             self.fleet,
             self.problem,
@@ -269,6 +293,7 @@ class _Planner:
             stages,
             replica_id=case.replica.id,
             choose_head=partial(stage_head, self.fleet),
+            known=self.stages,
         )
 
     def _mode(self, replica: ReplicaPlan) -> Mode:
@@ -311,8 +336,12 @@ def _usd_to_spare(problem: Problem, boundary: BoundaryProblem, plan: BoundaryPla
     return max(0.0, problem.usd_per_hour_max - usd_per_hour(boundary, plan.replicas))
 
 
+def _wanted(replica: ReplicaPlan, stage: StagePlan) -> Wanted:
+    return Wanted(layers=stage.layers, in_flight=stage.in_flight, micro_batch_size=replica.micro_batch_size)
+
+
 def _rule_of_thumb(
-    problem: BoundaryProblem, counts: Sequence[tuple[int, int]]
+    workshop: Workshop, problem: BoundaryProblem, counts: Sequence[tuple[int, int]]
 ) -> tuple[int, tuple[StageChoice, ...]] | None:
     """One replica within so many devices per class: its mode and stages."""
     rows = tuple(
@@ -327,7 +356,7 @@ def _rule_of_thumb(
         replicas_max=1,
         speed_ratio_max=None,
     )
-    result = greedy(smaller, Limits(deterministic=True))
+    result = workshop.solve(smaller, Limits(deterministic=True))
     if not result.replicas:
         return None
     return result.replicas[0].mode_i, result.replicas[0].stages

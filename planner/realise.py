@@ -34,6 +34,10 @@ class SeatedStage:
         return StageChoice(template_i=self.template_i, start=self.start, stop=self.stop)
 
 
+KnownStages = dict[tuple[SeatedStage, int, int, int, float], tuple[StagePlan, StageCost] | None]
+"""Stages by place, position, size of micro-batches, micro-batches in flight, and transfer seconds."""
+
+
 def realise_replica(
     fleet: Fleet,
     problem: BoundaryProblem,
@@ -42,28 +46,31 @@ def realise_replica(
     *,
     replica_id: str,
     choose_head: ChooseHead,
+    known: KnownStages | None = None,
 ) -> ReplicaPlan | None:
-    """The replica with all its figures; None when a stage doesn't fit or two sites have no link."""
+    """The replica with all its figures; None when a stage doesn't fit or two sites have no link.
+
+    `known` remembers stages between calls with the same fleet, problem and choice of heads.
+    """
     choices = [stage.choice for stage in stages]
     moves_s = transfers_s(problem, mode, choices)
     if moves_s is None:
         return None
     held = in_flight_counts(problem, mode, choices)
-    costs: list[StageCost] = []
-    planned: list[StagePlan] = []
+    known = {} if known is None else known
+    planned: list[tuple[StagePlan, StageCost]] = []
     for index, (stage, in_flight) in enumerate(zip(stages, held, strict=True)):
-        template = problem.templates[stage.template_i]
-        members = tuple(fleet.device_by_id[d] for d in stage.devices)
-        cluster = cluster_of(fleet, fleet.site_of(members[0]), members)
-        cost = problem.cost_model.stage(
-            cluster, (stage.start, stage.stop), template.strategy, mode.micro_batch_size, in_flight
-        )
-        if cost is None or not cost.fits:
-            return None
-        costs.append(cost)
         move_s = moves_s[index] if index < len(moves_s) else 0.0
-        planned.append(_stage_plan(index, stage, template, cost, in_flight, move_s, choose_head(members)))
-    step_s = step_time_s(problem.formula(mode), [c.busy_s for c in costs], moves_s, [c.sync_s for c in costs])
+        key = (stage, index, mode.micro_batch_size, in_flight, move_s)
+        if key not in known:
+            known[key] = _realise_stage(fleet, problem, mode, stage, index, in_flight, move_s, choose_head)
+        answer = known[key]
+        if answer is None:
+            return None
+        planned.append(answer)
+    step_s = step_time_s(
+        problem.formula(mode), [c.busy_s for _, c in planned], moves_s, [c.sync_s for _, c in planned]
+    )
     return ReplicaPlan(
         id=replica_id,
         executor=mode.executor,
@@ -71,9 +78,30 @@ def realise_replica(
         step_time_s=float(step_s),
         micro_batches=mode.num_micro_batches,
         micro_batch_size=mode.micro_batch_size,
-        stages=tuple(planned),
+        stages=tuple(stage for stage, _ in planned),
         tied_layers=tied_layers(problem),
     )
+
+
+def _realise_stage(
+    fleet: Fleet,
+    problem: BoundaryProblem,
+    mode: Mode,
+    stage: SeatedStage,
+    index: int,
+    in_flight: int,
+    move_s: float,
+    choose_head: ChooseHead,
+) -> tuple[StagePlan, StageCost] | None:
+    template = problem.templates[stage.template_i]
+    members = tuple(fleet.device_by_id[d] for d in stage.devices)
+    cluster = cluster_of(fleet, fleet.site_of(members[0]), members)
+    cost = problem.cost_model.stage(
+        cluster, (stage.start, stage.stop), template.strategy, mode.micro_batch_size, in_flight
+    )
+    if cost is None or not cost.fits:
+        return None
+    return _stage_plan(index, stage, template, cost, in_flight, move_s, choose_head(members)), cost
 
 
 def tied_layers(problem: BoundaryProblem) -> tuple[tuple[int, int], ...]:

@@ -3,104 +3,137 @@
 Step time is fill * sum(busy + transfer) + repeats * max(busy, transfer) + max sync. For a cap z on every
 stage and link the least sum is a shortest path over borders; lowering z below the slowest of each path in
 turn visits every trade-off between sum and slowest, so the result is exact but for the synchronisation, which
-is counted, not sought.
+is counted, not sought. The lowest cap is tried early, since its borders are close to the best; caps are
+passed over where the sum reached so far leaves no room for a step below the best one.
 
 Legend of array suffixes: L borders 0..num_layers (rows: first layer, columns: end), K interval kinds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
-from costmodels.interface import FloatArray, Interval, tabulate
+from costmodels.interface import FloatArray, tabulate
+from planner.kinds import LayerKinds, layer_kinds
 from planner.objective import StageChoice, in_flight_counts, step_time_s
-from planner.problem import BoundaryProblem, Mode
+from planner.problem import BoundaryProblem, Mode, StepFormula
 
 CAPS_MAX = 64
+SAME = 1.0 - 1e-12
+"""What gains no more than this counts as equal: sums in another order differ by as much."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Costs:
+class Costs:
     """Seconds of one cluster for layers [row, column); infinite where it can't hold them."""
 
     busy_s_LL: FloatArray
     sync_s_LL: FloatArray
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """Borders with the sum of busy and transfer seconds, the slowest of them, and the step they make."""
+
+    borders: tuple[int, ...]
+    sum_s: float
+    slowest_s: float
+    step_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recut:
+    """A chain of clusters with its borders, and the seconds of a step."""
+
+    chain: tuple[StageChoice, ...]
+    step_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answer:
+    """The best borders among those with a step of less than `below_s`."""
+
+    best: Recut | None
+    below_s: float
+
+
 class Recutter:
     """Finds borders; remembers cost tables and answers, since equal replicas ask the same again."""
 
-    def __init__(self, problem: BoundaryProblem) -> None:
+    def __init__(self, problem: BoundaryProblem, kinds: LayerKinds | None = None) -> None:
         self._problem = problem
-        self._kinds = _interval_kinds(problem)
-        self._costs: dict[tuple[int, int, int], _Costs] = {}
-        self._answers: dict[tuple[int, tuple[int, ...]], tuple[StageChoice, ...] | None] = {}
+        self._kinds = kinds or layer_kinds(problem.cost_model, problem.num_layers)
+        self._costs: dict[tuple[int, int, int], Costs] = {}
+        self._moves: dict[tuple[int, int, int], FloatArray | None] = {}
+        self._answers: dict[tuple[int, tuple[int, ...]], _Answer] = {}
 
-    def recut(self, mode: Mode, templates: Sequence[int]) -> tuple[StageChoice, ...] | None:
-        """The chain of clusters with its best borders; None when they can't hold the model in this order."""
+    def recut(self, mode: Mode, templates: Sequence[int], *, below_s: float = np.inf) -> Recut | None:
+        """The chain of clusters with its best borders.
+
+        None when they can't hold the model in this order, or not with a step of less than `below_s`.
+        """
         key = (mode.mode_i, tuple(templates))
-        if key not in self._answers:
-            self._answers[key] = self._search(mode, tuple(templates))
-        return self._answers[key]
+        known = self._answers.get(key)
+        if known is None or (known.best is None and known.below_s < below_s):
+            known = self._answers[key] = self._search(mode, tuple(templates), below_s)
+        return known.best if known.best is not None and known.best.step_s < below_s else None
 
-    def _search(self, mode: Mode, templates: tuple[int, ...]) -> tuple[StageChoice, ...] | None:
+    def _search(self, mode: Mode, templates: tuple[int, ...], below_s: float) -> _Answer:
         problem = self._problem
+        nothing = _Answer(best=None, below_s=np.inf)
         if not 0 < len(templates) <= min(mode.max_stages, problem.num_layers):
-            return None
+            return nothing
         moves_sL = self._moves_s(mode, templates)
         if moves_sL is None:
-            return None
+            return nothing
         chain = [StageChoice(template_i=t, start=0, stop=0) for t in templates]
         held = in_flight_counts(problem, mode, chain)
         costs = [self._cost(t, mode.micro_batch_size, q) for t, q in zip(templates, held, strict=True)]
-        formula = problem.formula(mode)
-        best: tuple[float, list[int]] | None = None
-        cap_s = np.inf
-        for _ in range(CAPS_MAX):
-            found = _least_sum(costs, moves_sL, cap_s)
-            if found is None or (best is not None and formula.fill * found[0] >= best[0]):
-                break
-            borders = found[1]
-            ends = list(pairwise(borders))
-            busy_s = [float(c.busy_s_LL[a, b]) for c, (a, b) in zip(costs, ends, strict=True)]
-            sync_s = [float(c.sync_s_LL[a, b]) for c, (a, b) in zip(costs, ends, strict=True)]
-            move_s = [float(m[b]) for m, b in zip(moves_sL, borders[1:-1], strict=True)]
-            step_s = step_time_s(formula, busy_s, move_s, sync_s)
-            if best is None or step_s < best[0]:
-                best = (step_s, borders)
-            cap_s = max(*busy_s, *move_s, 0.0) * (1.0 - 1e-12)
+        best = best_cut(costs, moves_sL, problem.formula(mode), below_s)
         if best is None:
-            return None
-        return tuple(
+            return _Answer(best=None, below_s=below_s)
+        chosen = tuple(
             StageChoice(template_i=t, start=a, stop=b)
-            for t, (a, b) in zip(templates, pairwise(best[1]), strict=True)
+            for t, (a, b) in zip(templates, pairwise(best.borders), strict=True)
         )
+        return _Answer(best=Recut(chain=chosen, step_s=best.step_s), below_s=below_s)
 
     def _moves_s(self, mode: Mode, templates: Sequence[int]) -> list[FloatArray] | None:
         """Seconds per micro-batch over the link behind each cluster but the last, by border."""
-        problem, found = self._problem, []
-        for before, after in pairwise(templates):
-            link = problem.links[problem.templates[before].site_i][problem.templates[after].site_i]
-            if link is None:
+        found = []
+        for before, after in pairwise(self._problem.templates[t].site_i for t in templates):
+            key = (before, after, mode.micro_batch_size)
+            if key not in self._moves:
+                self._moves[key] = self._move_s(*key)
+            move_sL = self._moves[key]
+            if move_sL is None:
                 return None
-            borders = range(1, problem.num_layers)
-            seconds = [problem.cost_model.transfer_s(link, b, mode.micro_batch_size) for b in borders]
-            found.append(np.array([np.inf, *seconds, np.inf]))
+            found.append(move_sL)
         return found
 
-    def _cost(self, template_i: int, micro_batch_size: int, in_flight: int) -> _Costs:
+    def _move_s(self, before: int, after: int, micro_batch_size: int) -> FloatArray | None:
+        """Seconds from site to site by border; None without a link."""
+        problem = self._problem
+        link = problem.links[before][after]
+        if link is None:
+            return None
+        borders = range(1, problem.num_layers)
+        seconds = [problem.cost_model.transfer_s(link, b, micro_batch_size) for b in borders]
+        return np.array([np.inf, *seconds, np.inf])
+
+    def _cost(self, template_i: int, micro_batch_size: int, in_flight: int) -> Costs:
         key = (template_i, micro_batch_size, in_flight)
         if key not in self._costs:
             template = self._problem.templates[template_i]
-            intervals, kind_LL = self._kinds
+            kind_LL = self._kinds.kind_LL
             table = tabulate(
                 self._problem.cost_model,
                 template.cluster,
-                intervals,
+                self._kinds.intervals,
                 template.strategy,
                 micro_batch_size,
                 in_flight,
@@ -109,49 +142,87 @@ class Recutter:
             sync_s_K = np.append(table.sync_s_KQ[:, in_flight - 1], np.inf)
             busy_s_LL = busy_s_K[kind_LL]
             busy_s_LL[~_cleared(self._problem, template.tier_i)] = np.inf
-            self._costs[key] = _Costs(busy_s_LL=busy_s_LL, sync_s_LL=sync_s_K[kind_LL])
+            self._costs[key] = Costs(busy_s_LL=busy_s_LL, sync_s_LL=sync_s_K[kind_LL])
         return self._costs[key]
 
 
+def best_cut(
+    costs: Sequence[Costs], moves_sL: Sequence[FloatArray], formula: StepFormula, below_s: float
+) -> Cut | None:
+    """The borders with the shortest step of less than `below_s`; None without any."""
+    least_s = _least_slowest(costs, moves_sL)
+    if least_s == np.inf:
+        return None
+    best: Cut | None = None
+    best_s, cap_s = below_s, np.inf
+    for visit in range(CAPS_MAX):
+        found = _least_sum(costs, moves_sL, formula, cap_s)
+        if found is None or formula.fill * found.sum_s + formula.repeats * least_s >= best_s * SAME:
+            break
+        for cut in (found, _least_sum(costs, moves_sL, formula, least_s) if visit == 0 else None):
+            if cut is not None and cut.step_s < best_s:
+                best_s, best = cut.step_s, cut
+        room_s = best_s * SAME - formula.fill * found.sum_s
+        cap_s = found.slowest_s * SAME
+        if formula.repeats > 0.0:
+            cap_s = min(cap_s, room_s / formula.repeats)
+    return best
+
+
 def _least_sum(
-    costs: Sequence[_Costs], moves_sL: Sequence[FloatArray], cap_s: float
-) -> tuple[float, list[int]] | None:
-    """Least sum of busy and transfer seconds with none above the cap, and the borders that reach it."""
+    costs: Sequence[Costs], moves_sL: Sequence[FloatArray], formula: StepFormula, cap_s: float
+) -> Cut | None:
+    """The borders with the least sum of busy and transfer seconds, none of them above the cap."""
     num_borders = costs[0].busy_s_LL.shape[0]
     reached_L = np.full(num_borders, np.inf)
     reached_L[0] = 0.0
-    back: list[np.ndarray[tuple[int, ...], np.dtype[np.int64]]] = []
+    steps: list[tuple[FloatArray, FloatArray]] = []
     for position, cost in enumerate(costs):
-        total_LL = reached_L[:, None] + np.where(cost.busy_s_LL <= cap_s, cost.busy_s_LL, np.inf)
-        back.append(total_LL.argmin(axis=0))
-        reached_L = total_LL.min(axis=0)
+        busy_s_LL = cost.busy_s_LL
+        if cap_s < np.inf:
+            busy_s_LL = np.where(busy_s_LL <= cap_s, busy_s_LL, np.inf)
+        steps.append((reached_L, busy_s_LL))
+        reached_L = (reached_L[:, None] + busy_s_LL).min(axis=0)
         if position < len(moves_sL):
             move_L = moves_sL[position]
             reached_L = reached_L + np.where(move_L <= cap_s, move_L, np.inf)
     if not np.isfinite(reached_L[-1]):
         return None
     borders = [num_borders - 1]
-    for from_L in reversed(back):
-        borders.append(int(from_L[borders[-1]]))
-    return float(reached_L[-1]), borders[::-1]
+    for before_L, busy_s_LL in reversed(steps):
+        borders.append(int((before_L + busy_s_LL[:, borders[-1]]).argmin()))
+    borders.reverse()
+    return _cut(costs, moves_sL, formula, borders, float(reached_L[-1]))
 
 
-def _interval_kinds(
-    problem: BoundaryProblem,
-) -> tuple[tuple[Interval, ...], np.ndarray[tuple[int, ...], np.dtype[np.int64]]]:
-    """One interval of each kind, and the kind of every [row, column); the last kind is no interval at all."""
-    size = problem.num_layers + 1
-    position: dict[Hashable, int] = {}
-    intervals: list[Interval] = []
-    kind_LL = np.full((size, size), -1, dtype=np.int64)
-    for start in range(size):
-        for stop in range(start + 1, size):
-            key = problem.cost_model.interval_key((start, stop))
-            if key not in position:
-                position[key] = len(intervals)
-                intervals.append((start, stop))
-            kind_LL[start, stop] = position[key]
-    return tuple(intervals), kind_LL
+def _cut(
+    costs: Sequence[Costs],
+    moves_sL: Sequence[FloatArray],
+    formula: StepFormula,
+    borders: Sequence[int],
+    sum_s: float,
+) -> Cut:
+    ends = list(zip(costs, pairwise(borders), strict=True))
+    busy_s = [float(cost.busy_s_LL[a, b]) for cost, (a, b) in ends]
+    sync_s = [float(cost.sync_s_LL[a, b]) for cost, (a, b) in ends]
+    move_s = [float(move_L[b]) for move_L, b in zip(moves_sL, borders[1:-1], strict=True)]
+    return Cut(
+        borders=tuple(borders),
+        sum_s=sum_s,
+        slowest_s=max(*busy_s, *move_s, 0.0),
+        step_s=step_time_s(formula, busy_s, move_s, sync_s),
+    )
+
+
+def _least_slowest(costs: Sequence[Costs], moves_sL: Sequence[FloatArray]) -> float:
+    """The slowest stage or link of the borders where it is fastest; infinite where there are no borders."""
+    reached_L = np.full(costs[0].busy_s_LL.shape[0], np.inf)
+    reached_L[0] = 0.0
+    for position, cost in enumerate(costs):
+        reached_L = np.maximum(reached_L[:, None], cost.busy_s_LL).min(axis=0)
+        if position < len(moves_sL):
+            reached_L = np.maximum(reached_L, moves_sL[position])
+    return float(reached_L[-1])
 
 
 def _cleared(problem: BoundaryProblem, tier_i: int) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:

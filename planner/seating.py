@@ -1,22 +1,64 @@
 """Free devices of one boundary, host by host, and candidate clusters seated on them one at a time.
 
 Unlike a whole plan's packing, what is free here need not be multiples of anything, so seating may fail.
+
+Legend of array suffixes: T candidate clusters.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 
+import numpy as np
+from numpy.typing import NDArray
+
 from costmodels.fleet import Fleet
 from planner.packing_hosts import reliability_s
 from planner.problem import BoundaryProblem, Part, Template
 
+BoolArray = NDArray[np.bool_]
 FreeHosts = Mapping[int, Sequence[tuple[str, ...]]]
 
 
 def free_hosts(problem: BoundaryProblem, free: Set[str]) -> FreeHosts:
     """Free devices of every host, per class, in the order of the class."""
-    return {c.class_i: [tuple(d for d in host if d in free) for host in c.hosts] for c in problem.classes}
+    return {c.class_i: _left_on(c.hosts, free) for c in problem.classes}
+
+
+def _left_on(hosts: Sequence[tuple[str, ...]], free: Set[str]) -> list[tuple[str, ...]]:
+    return [tuple(d for d in host if d in free) for host in hosts]
+
+
+class Stock:
+    """The idle devices of a boundary, and what changes when a few devices come and go."""
+
+    def __init__(self, problem: BoundaryProblem, idle: frozenset[str]) -> None:
+        self.idle = idle
+        self._problem = problem
+        self._class_of = {d: c.class_i for c in problem.classes for host in c.hosts for d in host}
+        self._hosts = free_hosts(problem, idle)
+        self._able_T = np.array([seatable(t, self._hosts) for t in problem.templates], dtype=bool)
+        self._with_class: dict[int, list[int]] = {c.class_i: [] for c in problem.classes}
+        for template in problem.templates:
+            for class_i in {part.class_i for part in template.parts}:
+                self._with_class[class_i].append(template.template_i)
+
+    def hosts(self, free: Set[str]) -> FreeHosts:
+        """As `free_hosts`; quick where `free` is nearly what is idle."""
+        classes = self._problem.classes
+        return {**self._hosts, **{i: _left_on(classes[i].hosts, free) for i in self._changed(free)}}
+
+    def able(self, free: Set[str]) -> BoolArray:
+        """Which candidate clusters, by position, can be seated on these devices."""
+        hosts, able_T = self.hosts(free), self._able_T.copy()
+        for class_i in self._changed(free):
+            for template_i in self._with_class[class_i]:
+                able_T[template_i] = seatable(self._problem.templates[template_i], hosts)
+        return able_T
+
+    def _changed(self, free: Set[str]) -> set[int]:
+        """Classes with more or fewer free devices than idle ones."""
+        return {self._class_of[d] for d in self.idle ^ free}
 
 
 def seatable(template: Template, hosts: FreeHosts) -> bool:

@@ -10,12 +10,13 @@ returned.
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate, chain
 
 import numpy as np
 
 from costmodels.interface import Interval, StageTable, TabulatedCostModel
+from planner.kinds import LayerKinds, layer_kinds
 from planner.objective import Replica, StageChoice, price_replica, stage_costs, step_time_s, transfers_s
 from planner.problem import BoundaryProblem, Mode, ObjectiveKind, Template
 from planner.solve.result import BoundaryResult, Limits
@@ -26,50 +27,67 @@ Chain = tuple[Unit, ...]
 
 def solve_boundary(problem: BoundaryProblem, limits: Limits) -> BoundaryResult:
     """FEASIBLE or UNKNOWN: a quick plan without any bound."""
-    started = time.monotonic()
-    best: tuple[Replica, ...] | None = None
-    seen: set[tuple[int, tuple[int, ...]]] = set()
-    for mode in problem.modes:
-        probe = Probe(problem, mode)
-        for rule in UnitRule:
-            units = units_of(problem, mode, rule)
-            shape = (mode.mode_i, tuple(unit.template.template_i for unit in units))
-            if shape in seen:
-                continue
-            seen.add(shape)
+    return Workshop(problem).solve(problem, limits)
+
+
+class Workshop:
+    """What solves of one boundary share that differ in rows and numbers of replicas only.
+
+    Fits, prices of chains and the order of units depend on neither. Kinds of layers that are at hand already
+    may be passed in.
+    """
+
+    def __init__(self, problem: BoundaryProblem, kinds: LayerKinds | None = None) -> None:
+        self._problem = problem
+        if kinds is None and isinstance(problem.cost_model, TabulatedCostModel):
+            kinds = layer_kinds(problem.cost_model, problem.num_layers)
+        self._kinds = kinds
+        self._builders: list[Builder] = []
+        self._rest = self._further_builders()
+
+    def solve(self, problem: BoundaryProblem, limits: Limits) -> BoundaryResult:
+        """FEASIBLE or UNKNOWN, for a problem with this one's clusters, modes and objective."""
+        started = time.monotonic()
+        best: tuple[Replica, ...] | None = None
+        for builder in self._all_builders():
             late = not limits.deterministic and time.monotonic() - started > limits.deadline_s
             if limits.should_stop() or (late and best is not None):
                 return rule_result(problem, best, "limits reached")
-            replicas = Builder(problem, mode, probe, units).build()
-            best = better(problem, best, best_choice(problem, replicas))
-    return rule_result(problem, best, "rule applied")
+            best = better(problem, best, best_choice(problem, builder.build(problem)))
+        return rule_result(problem, best, "rule applied")
+
+    def _all_builders(self) -> Iterator[Builder]:
+        """Those made before, then the rest, each made when it is asked for."""
+        yield from list(self._builders)
+        for builder in self._rest:
+            self._builders.append(builder)
+            yield builder
+
+    def _further_builders(self) -> Iterator[Builder]:
+        seen: set[tuple[int, tuple[int, ...]]] = set()
+        for mode in self._problem.modes:
+            probe = Probe(self._problem, mode, self._kinds)
+            for rule in UnitRule:
+                units = units_of(self._problem, mode, rule)
+                shape = (mode.mode_i, tuple(unit.template.template_i for unit in units))
+                if shape not in seen:
+                    seen.add(shape)
+                    yield Builder(self._problem, mode, probe, units)
 
 
 class Probe:
     """Whether a stage fits a cluster in one mode, remembered; from tables where the cost model has them."""
 
-    def __init__(self, problem: BoundaryProblem, mode: Mode) -> None:
+    def __init__(self, problem: BoundaryProblem, mode: Mode, kinds: LayerKinds | None = None) -> None:
         self._problem = problem
         self._mode = mode
         self._depth = min(mode.num_micro_batches, mode.max_stages, problem.num_layers)
-        self._position: dict[Hashable, int] = {}
-        self._key = problem.cost_model.interval_key
         self._table_model = problem.cost_model if isinstance(problem.cost_model, TabulatedCostModel) else None
-        self._intervals: tuple[Interval, ...] = ()
+        self._kinds = kinds or LayerKinds(intervals=(), kind_LL=np.zeros((0, 0), dtype=np.int64))
         self._tables: dict[int, StageTable] = {}
         self._fits: dict[tuple[int, int, Interval], bool] = {}
-        if self._table_model is not None:
-            self._list_intervals()
-
-    def _list_intervals(self) -> None:
-        distinct: list[Interval] = []
-        for start in range(self._problem.num_layers):
-            for stop in range(start + 1, self._problem.num_layers + 1):
-                key = self._key((start, stop))
-                if key not in self._position:
-                    self._position[key] = len(distinct)
-                    distinct.append((start, stop))
-        self._intervals = tuple(distinct)
+        if self._table_model is not None and kinds is None:
+            self._kinds = layer_kinds(self._table_model, problem.num_layers)
 
     def fits(self, template: Template, start: int, stop: int, stages_left: int) -> bool:
         """Whether the cluster is cleared for layers [start, stop) and holds them that far from the end."""
@@ -91,10 +109,10 @@ class Probe:
         table = self._tables.get(template.template_i)
         if table is None:
             table = self._table_model.stage_table(
-                template.cluster, self._intervals, template.strategy, size, self._depth
+                template.cluster, self._kinds.intervals, template.strategy, size, self._depth
             )
             self._tables[template.template_i] = table
-        return bool(np.isfinite(table.busy_s_KQ[self._position[self._key(interval)], in_flight - 1]))
+        return bool(np.isfinite(table.busy_s_KQ[self._kinds.kind_LL[interval], in_flight - 1]))
 
     def least_start(self, template: Template, stop: int, stages_left: int) -> int | None:
         """The first layer a stage that ends before `stop` can begin with; None when it holds nothing."""
@@ -146,11 +164,11 @@ class Builder:
                 keyed.append(((away, -link.bytes_per_s if away else 0.0), unit))
         return [unit for _, unit in sorted(keyed, key=lambda pair: pair[0])]
 
-    def build(self) -> list[Replica]:
-        """Replicas until no further one can be formed, or as many as may run."""
-        slack = RowSlack(self.problem)
-        most = self.problem.replicas_max
-        if self.problem.objective.kind is ObjectiveKind.PRICE:
+    def build(self, problem: BoundaryProblem) -> list[Replica]:
+        """Replicas until no further one can be formed, or as many as may run, within this problem's rows."""
+        slack = RowSlack(problem)
+        most = problem.replicas_max
+        if problem.objective.kind is ObjectiveKind.PRICE:
             most = None
         replicas: list[Replica] = []
         while most is None or len(replicas) < most:

@@ -184,8 +184,9 @@ def test_new_borders_are_the_best_borders() -> None:
         assert (found is None) == (best is None)
         if best is not None and found is not None:
             num_found += 1
-            replica = price_replica(problem, mode, found)
+            replica = price_replica(problem, mode, found.chain)
             assert replica is not None
+            assert replica.step_s == pytest.approx(found.step_s, rel=1e-12)
             # Synchronisation is counted, not sought: it may keep the last tenth of a percent.
             assert replica.step_s <= best[0] * 1.001
     assert num_found > 10
