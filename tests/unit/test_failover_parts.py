@@ -74,15 +74,15 @@ def test_stock_sees_every_device_that_comes_or_goes(hospital: BoundaryProblem) -
 
 @pytest.mark.parametrize("tabulated", [True, False])
 def test_the_quickest_cluster_is_the_one_the_cost_model_names(tabulated: bool) -> None:
-    hospital = hospital_with(16.0)  # how many micro-batches are in flight decides what has to be recomputed
+    hospital = hospital_with(64.0)  # how many micro-batches are in flight decides what fits
     model = hospital.cost_model
     assert isinstance(model, AnalyticCostModel)
     problem = hospital if tabulated else replace(hospital, cost_model=Untabulated(model))
     size, last = hospital.modes[0].micro_batch_size, hospital.num_layers
     asked = [
         Wanted(layers=layers, in_flight=in_flight, micro_batch_size=micro)
-        for layers in ((0, 3), (2, 9), (last - 2, last), (0, last))
-        for in_flight, micro in ((1, size), (3, size), (2, 2 * size))
+        for layers in ((0, 3), (2, 9), (1, last // 2), (last - 2, last))
+        for in_flight, micro in ((1, size), (9, size), (4, 2 * size))
     ]
     quickest, rng, num_found = Quickest(problem, asked), np.random.default_rng(1), 0
     for stage in asked * 20:
