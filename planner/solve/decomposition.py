@@ -36,6 +36,8 @@ PACK_EVERY_FRAC = 0.6
 """CP-SAT looks for a better plan each time the distance between bound and master has shrunk so far."""
 MOVES_COUNTED = 40
 """Moves to neighbouring plans where only counted limits bind."""
+LATE_FRAC = 0.9
+"""No sweep begins with less time left than this share of what the last took."""
 STALLED_FRAC = 0.03
 STALLED_ROUNDS = 4
 """Sweeps stop when that many have brought the bound less than this share of the distance nearer."""
@@ -203,9 +205,9 @@ def _generate(run: _Solve, generator: Generator) -> BoundaryResult:
             return run.infeasible(run.best.proof, "out-of-reach")
         while search.plan_is_behind() and not run.is_over():
             search.move()
-        if run.is_over() or search.bound_stands_still():
+        if run.is_over() or search.bound_stands_still() or search.is_too_late():
             break
-        search.take(generator.round(run.should_stop))
+        search.sweep()
     search.finish()
     if run.good_enough():
         return run.result("good-enough")
@@ -214,7 +216,10 @@ def _generate(run: _Solve, generator: Generator) -> BoundaryResult:
 
 @dataclass(slots=True, kw_only=True)
 class _Search:
-    """Where sweeps and moves stand. `distances` are those between bound and master, round by round."""
+    """Where sweeps and moves stand.
+
+    `distances` are those between bound and master, round by round; `sweep_s` is what the last sweep took.
+    """
 
     run: _Solve
     generator: Generator
@@ -222,7 +227,18 @@ class _Search:
     distances: list[float] = field(default_factory=list)
     packed_at: float = PACK_NEAR / PACK_EVERY_FRAC
     moves: int = 0
+    sweep_s: float = 0.0
     neighbourhood: Neighbourhood | None = None
+
+    def sweep(self) -> None:
+        """One more sweep."""
+        begun_s = self.run.elapsed_s()
+        self.take(self.generator.round(self.run.should_stop))
+        self.sweep_s = self.run.elapsed_s() - begun_s
+
+    def is_too_late(self) -> bool:
+        """Whether another sweep would be cut short and prove nothing."""
+        return not self.run.limits.deterministic and self.run.left_s() < LATE_FRAC * self.sweep_s
 
     def take(self, round_: Round) -> None:
         """Note a sweep's bound and look for plans among the replicas it brought."""

@@ -148,7 +148,7 @@ class Generator:
         duals = self.floored(duals)
         fresh = self.pool.columns[before:]
         unit = self.unit_worth(duals)
-        return any(_worth(column, duals) > unit * (1.0 + 1e-6) for column in fresh)
+        return any(worth(column, duals) > unit * (1.0 + 1e-6) for column in fresh)
 
     def unit_worth(self, duals: Duals) -> float:
         """Worth of the replicas the master uses: 1, or tokens/s per USD at the price of the target."""
@@ -214,7 +214,8 @@ def _loosened(inertia: float) -> float:
     return 0.5 * inertia if inertia > INERTIA_MIN else 0.0
 
 
-def _worth(column: Column, duals: Duals) -> float:
+def worth(column: Column, duals: Duals) -> float:
+    """Tokens/s per price of a replica; infinite where it costs nothing."""
     price = float(duals.price_C @ column.usage_C) + duals.rho
     return inf if price <= 0.0 else (column.tokens_per_s + duals.nu) / price
 

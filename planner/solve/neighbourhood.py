@@ -14,17 +14,20 @@ import numpy as np
 from planner.problem import BoundaryProblem
 from planner.solve.boxes import Duals
 from planner.solve.columns import Column, Shape
-from planner.solve.generation import Generator
+from planner.solve.generation import Generator, worth
+from planner.solve.master import master_over, mixed
 from planner.solve.packing import pack
 from planner.solve.sweep import Goal
 from planner.solve.tables import FloatArray
 
 FEWEST, MOST = 2, 5
 """Replicas taken apart at a time."""
-TOLERANCE = 0.05
+TOLERANCE = 0.15
 COLLECT_FRAC = 0.85
 PACKED_COLUMNS = 300
 PACK_LIMIT = 0.5
+OWN_SHARE = 0.7
+"""Of the multipliers of what is left; the rest are those of the whole fleet, so that no device is free."""
 
 
 class Neighbourhood:
@@ -45,27 +48,41 @@ class Neighbourhood:
         used_C = (
             np.sum([column.usage_C for column in kept], axis=0) if kept else np.zeros_like(plan[0].usage_C)
         )
-        left_R = self.shape.limit_R - self.shape.coefficient_RC @ used_C
-        known = max(self.generator.known_worth(duals), 1e-9)
-        goal = Goal(
-            factor=known * (1.0 + TOLERANCE),
-            tolerance=TOLERANCE,
-            collect_frac=COLLECT_FRAC,
-            columns_max=self.generator.columns_max,
-        )
-        self.generator.pool.extend(self.generator.sweeper.search(duals, goal, left_R, should_stop))
+        left_R = np.maximum(self.shape.limit_R - self.shape.coefficient_RC @ used_C, 0.0)
+        rest, left = self._rest(len(kept)), replace(self.shape, limit_R=left_R)
+        self._price(rest, left, duals, should_stop)
         columns = self._candidates(duals, left_R)
         if not columns:
             return tuple(plan)
         packing = pack(
-            self._rest(len(kept)),
-            replace(self.shape, limit_R=np.maximum(left_R, 0.0)),
+            rest,
+            left,
             columns,
             hint=[plan[i] for i in freed],
             deadline_s=deadline_s,
             deterministic_limit=PACK_LIMIT,
         )
         return tuple(plan) if packing is None else (*kept, *packing.columns)
+
+    def _price(
+        self, rest: BoundaryProblem, left: Shape, duals: Duals, should_stop: Callable[[], bool]
+    ) -> None:
+        """New replicas on what is left, at the multipliers of the master over known ones that fit there."""
+        columns = self._candidates(duals, left.limit_R)
+        if columns:
+            master = master_over(rest, left, max(column.tokens_per_s for column in columns))
+            for column in columns:
+                master.add(column)
+            usd_C = self.shape.usd_C if self.generator.minimise else None
+            duals = mixed(self.shape, master.solve().duals, duals, 1.0 - OWN_SHARE, usd_C)
+        known = max((worth(column, duals) for column in columns), default=1e-9)
+        goal = Goal(
+            factor=known * (1.0 + TOLERANCE),
+            tolerance=TOLERANCE,
+            collect_frac=COLLECT_FRAC,
+            columns_max=self.generator.columns_max,
+        )
+        self.generator.pool.extend(self.generator.sweeper.search(duals, goal, left.limit_R, should_stop))
 
     def _choose(self, plan: Sequence[Column], duals: Duals) -> list[int]:
         """Places of the replicas to take apart: one at random, and others likely to share classes with it.

@@ -269,6 +269,9 @@ class Sweep:
                     self.obstacles.append(Obstacle(usage_C, self.factor))
                 return self._close(corner)
             lifted = self.prices.scale.worth(corner.fill_s, corner.price, self._next_s(corner))
+            if lifted == inf:  # devices are free: no factor bounds what these paths are worth
+                self.factor = inf
+                return True
             self.factor = max(self.factor, lifted) * (1.0 + 1e-9)
 
     def _run(

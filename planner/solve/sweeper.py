@@ -145,7 +145,10 @@ class Sweeper:
     def search(
         self, duals: Duals, goal: Goal, left_R: FloatArray, should_stop: Callable[[], bool]
     ) -> tuple[Column, ...]:
-        """Good replicas within what is left of the capacity rows. Nothing is learnt or proven by it."""
+        """Good replicas within what is left of the capacity rows. Nothing is learnt or proven by it.
+
+        The goal can't be exact: classes are tracked by the devices of the whole fleet.
+        """
         left_C = np.zeros(self.shape.devices_C.size)
         for c in range(left_C.size):
             weight_R = self.shape.coefficient_RC[:, c]

@@ -209,6 +209,18 @@ def narrow(
 
 
 @compiled_part
+def fitting(
+    paths: Paths, scratch: Scratch, tracked: TrackedScratch, net: Net, limit: float, relaxed: float
+) -> tuple[float, int, int]:
+    """The limit, not above the given one, for whose nodes and arcs there is room; and how many these are."""
+    num_nodes, num_arcs = narrow(paths, scratch, tracked, net, limit)
+    while num_arcs < 0:
+        limit = relaxed + NARROWED * abs(relaxed) if limit == INF else relaxed + 0.25 * (limit - relaxed)
+        num_nodes, num_arcs = narrow(paths, scratch, tracked, net, limit)
+    return limit, num_nodes, num_arcs
+
+
+@compiled_part
 def leave_stages(
     paths: Paths,
     scratch: Scratch,
@@ -365,6 +377,14 @@ def trace_tracked(
         q -= 1
 
 
+@compiled_part
+def start_cost(scratch: Scratch, tracked: TrackedScratch, net: Net, q: int, s: int) -> float:
+    """Cost of the cheapest path that begins at site s and has q more stages behind its first."""
+    if net.reach_QSL[q, s, 0] == INF:
+        return INF
+    return float(net.value_X[(net.node_QSL[q, s, 0] + 1) * tracked.num_budgets - 1] - scratch.credit_S[s])
+
+
 @compiled
 def price_tracked(
     paths: Paths,
@@ -395,11 +415,8 @@ def price_tracked(
     relaxed = run_paths(paths, scratch, upto_s, time_weight)
     if relaxed == INF:
         return INF, INF, INF, INF, False, 0, 0.0
-    limit = max(relaxed, enough + guided)
-    num_nodes, num_arcs = narrow(paths, scratch, tracked, net, limit)
-    while num_arcs < 0:
-        limit = relaxed + NARROWED * abs(relaxed) if limit == INF else relaxed + 0.25 * (limit - relaxed)
-        num_nodes, num_arcs = narrow(paths, scratch, tracked, net, limit)
+    most = max(relaxed, enough + guided)
+    limit, num_nodes, num_arcs = fitting(paths, scratch, tracked, net, most, relaxed)
     once = charge(devices, scratch, price_C, price_weight, usage_2C)
     fill_cells(paths, scratch, upto_s, weight)
     fill_hops(paths, scratch, upto_s, weight)
@@ -409,11 +426,8 @@ def price_tracked(
     num_found, best_worth, best_turn, least = 0, 0.0, -1, INF
     for turn in range(num_stages * num_sites):
         q, s = turn // num_sites, turn % num_sites
-        if net.reach_QSL[q, s, 0] == INF:
-            continue
-        cost = net.value_X[(net.node_QSL[q, s, 0] + 1) * tracked.num_budgets - 1] - scratch.credit_S[s]
-        if cost < least:
-            least, best_turn = cost, turn
+        cost = start_cost(scratch, tracked, net, q, s)
+        best_turn, least = (turn, cost) if cost < least else (best_turn, least)
         if cost < INF:
             size = trace_tracked(paths, scratch, tracked, net, (q, s), upto_s, weight)
             _, _, _, worth = appraise(paths, devices, scratch, size, price_C, rho, nu, tokens)
@@ -428,7 +442,7 @@ def price_tracked(
     if least == INF:
         return value, INF, INF, INF, False, num_found, best_worth
     # the cheapest path comes last, so that its usage and visits are the ones left behind
-    start = (best_turn // num_sites, best_turn % num_sites)
-    size = trace_tracked(paths, scratch, tracked, net, start, upto_s, weight)
+    q, s = best_turn // num_sites, best_turn % num_sites
+    size = trace_tracked(paths, scratch, tracked, net, (q, s), upto_s, weight)
     fill_s, price, load_s, _ = appraise(paths, devices, scratch, size, price_C, rho, nu, tokens)
     return value, fill_s, price, load_s, is_real(devices, scratch), num_found, best_worth
