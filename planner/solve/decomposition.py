@@ -36,6 +36,8 @@ PACK_EVERY_FRAC = 0.6
 """CP-SAT looks for a better plan each time the distance between bound and master has shrunk so far."""
 MOVES_COUNTED = 40
 """Moves to neighbouring plans where only counted limits bind."""
+MOVES_SHARE = 2.0
+"""Moves between two sweeps take so many times as long as the sweep before, so that neither side starves."""
 LATE_FRAC = 0.9
 """No sweep begins with less time left than this share of what the last took."""
 STALLED_FRAC = 0.03
@@ -203,7 +205,8 @@ def _generate(run: _Solve, generator: Generator) -> BoundaryResult:
     for _ in range(run.limits.rounds):
         if _is_out_of_reach(run):
             return run.infeasible(run.best.proof, "out-of-reach")
-        while search.plan_is_behind() and not run.is_over():
+        until_s = run.elapsed_s() + MOVES_SHARE * search.sweep_s
+        while search.plan_is_behind() and not run.is_over() and search.may_move(until_s):
             search.move()
         if run.is_over() or search.bound_stands_still() or search.is_too_late():
             break
@@ -235,6 +238,10 @@ class _Search:
         begun_s = self.run.elapsed_s()
         self.take(self.generator.round(self.run.should_stop))
         self.sweep_s = self.run.elapsed_s() - begun_s
+
+    def may_move(self, until_s: float) -> bool:
+        """Whether sweeps can wait; counted limits leave no time to look at."""
+        return self.run.limits.deterministic or self.run.elapsed_s() < until_s
 
     def is_too_late(self) -> bool:
         """Whether another sweep would be cut short and prove nothing."""

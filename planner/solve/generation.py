@@ -29,8 +29,10 @@ INERTIA_MIN = 0.2
 PRICE_FLOOR = 0.03
 EXACT_BELOW = 0.02
 """Finer sweeps count some classes exactly."""
-COARSE_BELOW = 0.2
+COARSE_BELOW, COARSE_BELOW_FEW = 0.06, 0.2
 """So do those not coarser than this after one that its own relaxation held back."""
+FEW_REPLICAS = 12.0
+"""With fewer in the master each takes much of the fleet, and relaxed paths overstep it all the sooner."""
 HELD_BACK_MAX = 3
 """Sweeps held back one after another before the next is made finer all the same."""
 FIRST_TOLERANCE = 0.3
@@ -118,7 +120,7 @@ class Generator:
             factor = certified.factor
             best = max(self.unit_worth(duals), self.known_worth(duals))
             self._guide.learn(certified.obstacles, duals, factor, best, exact=goal.exact)
-            self._narrow(guided.value, factor, known)
+            self._narrow(guided.value, factor, known, float(solution.x_P.sum()))
         return Round(solution=solution, certified=certified, bound=bound)
 
     def _mixture(self, duals: Duals) -> Duals:
@@ -159,14 +161,15 @@ class Generator:
         if isfinite(bound) and better:
             self.bound, self._center = bound, duals
 
-    def _narrow(self, value: float, factor: float, known: float) -> None:
+    def _narrow(self, value: float, factor: float, known: float, num_replicas: float) -> None:
         """Sweep finer once the distance between bound and master is no longer the sweep's coarseness."""
         distance = inf
         if isfinite(self.bound) and min(value, self.bound) > 0.0:
             distance = max(value, self.bound) / min(value, self.bound) - 1.0
         within = factor <= known * (1.0 + 1.5 * self.tolerance)
         self._held_back = 0 if within else self._held_back + 1
-        self._coarse = not within and self.tolerance <= COARSE_BELOW
+        coarse_below = COARSE_BELOW_FEW if num_replicas < FEW_REPLICAS else COARSE_BELOW
+        self._coarse = not within and self.tolerance <= coarse_below
         if distance < 3.0 * self.tolerance:
             self.tolerance = max(distance / 3.0, LAST_TOLERANCE)
         elif within or self._inertia == 0.0 or self._held_back >= HELD_BACK_MAX:
