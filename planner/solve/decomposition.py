@@ -36,7 +36,7 @@ PACK_EVERY_FRAC = 0.6
 """CP-SAT looks for a better plan each time the distance between bound and master has shrunk so far."""
 MOVES_COUNTED = 40
 """Moves to neighbouring plans where only counted limits bind."""
-MOVES_SHARE = 2.0
+MOVES_SHARE = 1.0
 """Moves between two sweeps take so many times as long as the sweep before, so that neither side starves."""
 LATE_FRAC = 0.9
 """No sweep begins with less time left than this share of what the last took."""
