@@ -33,7 +33,7 @@ def plain_solution(problem: BoundaryProblem, shape: Shape, pool: Pool) -> Master
 
 def obstacle_of(shape: Shape, times: float) -> Obstacle:
     """A path that takes one device more of every class than there is, worth `times` what it costs."""
-    return Obstacle(usage_C=shape.devices_C + 1.0, worth=times)
+    return Obstacle(usage_C=shape.devices_C.astype(np.float64) + 1.0, worth=times)
 
 
 def cases(seed: int) -> tuple[BoundaryProblem, Shape, Pool, MasterSolution] | None:
