@@ -20,7 +20,7 @@ def compiled(function: F) -> F:
 
 
 def compiled_part(function: F) -> F:
-    """As `compiled`, for functions that only compiled ones call: without the door for the interpreter."""
+    """As `compiled`, for functions that only compiled ones call: called from Python they end the process."""
     return _compiled(function, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
