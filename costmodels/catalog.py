@@ -129,7 +129,8 @@ def link_bytes_per_s(link: str) -> float:
     if link in _C2C_BYTES_PER_S:
         return _C2C_BYTES_PER_S[link]
     match = _PCIE.fullmatch(link)
-    assert match is not None, f"{CATALOG_PATH.name}: unknown host link {link!r}"
+    if match is None:
+        raise ValueError(f"{CATALOG_PATH.name}: unknown host link {link!r}")
     return _PCIE_TRANSFERS_PER_S[match[1]] * int(match[2]) * 128 / 130 / 8
 
 

@@ -154,8 +154,9 @@ class ColumnSource:
             seconds_STL = np.full((num_sites, num_sites, problem.num_layers + 1), np.inf)
             for s, row in enumerate(problem.links):
                 for t, link in enumerate(row):
-                    for border in range(1, problem.num_layers) if link is not None else ():
-                        assert link is not None
+                    if link is None:
+                        continue
+                    for border in range(1, problem.num_layers):
                         seconds_STL[s, t, border] = problem.cost_model.transfer_s(
                             link, border, micro_batch_size
                         )

@@ -58,10 +58,9 @@ def check_against(
     check_demands(problem, list(derived.values()), findings)
     check_statement(plan, problem, value, findings)
     if quick:
-        bound: float | None = quick_bound(problem, report)
-        assert bound is not None
-        require_within(problem, value, bound, findings, "rate bound")
-        return _answer(findings, value, bound, excess_of(problem, value, bound), QUICK_SCOPE)
+        rate = quick_bound(problem, report)
+        require_within(problem, value, rate, findings, "rate bound")
+        return _answer(findings, value, rate, excess_of(problem, value, rate), QUICK_SCOPE)
     bound, notes = check_bound(plan, problem, derived, findings, report)
     excess_frac = None if bound is None else excess_of(problem, value, bound)
     if bound is None and plan.certificate.bound is None and notes:

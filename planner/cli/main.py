@@ -112,6 +112,7 @@ def build_group() -> Any:
         ctx: typer.Context,
         version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
     ) -> None:
+        """What stands before a command, and a call without one."""
         if version:
             ctx.find_root().obj.emit({"version": installed_version()}, f"echelon {installed_version()}")
             raise typer.Exit(ExitCode.DONE)

@@ -98,6 +98,7 @@ class _Search:
         self._prepared = False
 
     def run(self) -> BoundaryResult:
+        """The fastest replica, or the best and what is proven when limits end the search."""
         try:
             self._prepare()
             stop = self._bisect()

@@ -40,7 +40,7 @@ class MasterSolution:
 
 
 class Master:
-    """The growing linear program. Columns are only ever added; limits may be changed between solves."""
+    """The growing linear program. Columns are added, and dropped where they stand."""
 
     def __init__(self, problem: BoundaryProblem, shape: Shape, penalty: float) -> None:
         from ortools.linear_solver import pywraplp
@@ -87,16 +87,6 @@ class Master:
     def drop(self, p: int) -> None:
         """Choose the p-th no more."""
         self._x[p].SetBounds(0.0, 0.0)
-
-    def set_limits(self, limit_R: FloatArray, fewest: float, most: float | None, target: float = 0.0) -> None:
-        """Capacity that is left, for solving on the rest of a fleet."""
-        infinity = self._solver.infinity()
-        for row, limit in zip(self._rows, limit_R, strict=True):
-            row.SetBounds(-infinity, float(limit))
-        self._fewest.SetBounds(max(0.0, fewest), infinity)
-        self._most.SetBounds(-infinity, infinity if most is None else max(0.0, most))
-        if self._price:
-            self._target.SetBounds(target, infinity)
 
     def solve(self) -> MasterSolution:
         """Optimum over the columns so far."""

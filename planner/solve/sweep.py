@@ -164,6 +164,7 @@ class Sweep:
         self.found: dict[bytes, FoundPath] = {}
         self.num_runs = 0
         self.obstacles: list[Obstacle] = []
+        self.probed_C = np.zeros(devices.devices_C.size)
         self.tired = False
         self.tracks = goal.exact and not goal.relaxed
 
@@ -189,7 +190,7 @@ class Sweep:
         if theta > 0.0 and not self._probe(theta, charges):
             return True
         tries, exact_fill = 0, self.paths.fill <= 0.0
-        while not should_stop():
+        while self.factor < inf and not should_stop():
             corner = self.envelope.worst(self.factor)
             if self._allows_step(corner):
                 if self._close(corner):
@@ -261,12 +262,12 @@ class Sweep:
 
     def _force(self) -> bool:
         """Close a small step whatever it takes: the factor is raised as far as the worst corner demands."""
-        before, usage_C = self.factor, self.scratch.usage_C.copy()
+        before = self.factor
         while True:
             corner = self.envelope.worst(self.factor)
             if self._allows_step(corner):
                 if self.factor > before:
-                    self.obstacles.append(Obstacle(usage_C, self.factor))
+                    self.obstacles.append(Obstacle(self.probed_C, self.factor))
                 return self._close(corner)
             lifted = self.prices.scale.worth(corner.fill_s, corner.price, self._next_s(corner))
             if lifted == inf:  # devices are free: no factor bounds what these paths are worth
@@ -309,9 +310,7 @@ class Sweep:
 
     def _measure_fill(self) -> bool:
         """Find the exact least fill time under the present limit; says whether that was news."""
-        usage_C = self.scratch.usage_C.copy()
         fill_s = self._run(1.0, 0.0, self.nothing).value * (1.0 - 1e-12)
-        self.scratch.usage_C[:] = usage_C
         news = fill_s > self.envelope.least_w * (1.0 + 1e-9)
         self.envelope.raise_least_w(fill_s)
         return news
@@ -335,6 +334,7 @@ class Sweep:
             charged = cut.value < (theta * priced.fill_s + priced.price) * (1.0 - 1e-9)
             if (charged or not priced.real) and cut.value <= aim.reached + CLOSE * abs(aim.reached):
                 cut = self._improve(theta, cut, priced, aim)
+        self.probed_C = self.scratch.usage_C.copy()
         line = Line(theta=theta, value=cut.value, charges=cut.charges, upto_s=self.upto_s)
         self.lines.append(line)
         self.envelope.add(line)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from costmodels.interface import Interval, StageTable, tabulate
+from planner.kinds import layer_kinds
 from planner.problem import BoundaryProblem, Mode, StepFormula, Template
 
 FloatArray = NDArray[np.float64]
@@ -68,18 +69,13 @@ class ModeTables:
 def build_signatures(problem: BoundaryProblem) -> Signatures:
     """Group all intervals of the chain."""
     num_layers = problem.num_layers
-    keys: dict[Hashable, int] = {}
-    key_intervals: list[Interval] = []
+    kinds = layer_kinds(problem.cost_model, num_layers)
     groups: dict[tuple[int, int], int] = {}
     intervals: list[Interval] = []
     window_LW = np.full((num_layers, num_layers), -1, dtype=np.int64)
     for start, stop in _intervals(num_layers):
         tier = max(problem.tier_required[start:stop])
-        key = problem.cost_model.interval_key((start, stop))
-        if key not in keys:
-            keys[key] = len(key_intervals)
-            key_intervals.append((start, stop))
-        group = (keys[key], tier)
+        group = (int(kinds.kind_LL[start, stop]), tier)
         if group not in groups:
             groups[group] = len(intervals)
             intervals.append((start, stop))
@@ -89,7 +85,7 @@ def build_signatures(problem: BoundaryProblem) -> Signatures:
         intervals=tuple(intervals),
         tier_G=np.array([tier for _, tier in groups], dtype=np.int64),
         key_G=np.array([key_i for key_i, _ in groups], dtype=np.int64),
-        key_intervals=tuple(key_intervals),
+        key_intervals=kinds.intervals,
         window_LW=window_LW,
     )
 

@@ -21,8 +21,6 @@ from planner.solve.tracked_kernels import Net, TrackedScratch, new_net, new_trac
 CLASSES_MAX = 3
 BUDGETS_MAX = 128
 """Combinations of devices left that a search may tell apart."""
-CELLS_MAX = 4_000_000
-"""Costs to go that a search may hold."""
 KEPT_MAX = 3
 
 
@@ -59,10 +57,6 @@ class Tracker:
     def __init__(self, paths: Paths, devices: Devices) -> None:
         self._paths, self._devices = paths, devices
         self._kept: dict[tuple[int, ...], TrackedScratch] = {}
-        num_borders, num_sites = paths.transfer_BST.shape[:2]
-        self._budgets_max = min(
-            BUDGETS_MAX, CELLS_MAX // (num_borders * num_sites * max(1, paths.num_stages))
-        )
         self._net: Net | None = None
 
     @property
@@ -94,7 +88,7 @@ class Tracker:
                 continue
             for start in range(len(tracked) + 1):
                 choice = (*tracked[start:], int(c))
-                if len(choice) <= CLASSES_MAX and num_budgets(self._devices, choice) <= self._budgets_max:
+                if len(choice) <= CLASSES_MAX and num_budgets(self._devices, choice) <= BUDGETS_MAX:
                     return choice
         return ()
 

@@ -212,6 +212,16 @@ def test_an_interrupted_sweep_claims_nothing_and_breaks_nothing(seed: int, condi
     assert best_worth(problem, duals) <= finished.factor * (1 + 1e-9) < inf
 
 
+@by_name
+def test_a_sweep_over_free_devices_ends_and_proves_nothing(seed: int, condition: Condition) -> None:
+    problem = problem_of(seed, condition)
+    nothing_R, nothing_C = np.zeros(len(problem.rows)), np.zeros(len(problem.classes))
+    free = Duals(row_R=nothing_R, rho=0.0, nu=0.0, price_C=nothing_C)
+    for relaxed in (False, True):
+        certified = sweeper_of(problem).run(free, replace(HOPELESS, relaxed=relaxed), never)
+        assert certified.factor == inf or not enumerate_replicas(problem)
+
+
 def content(certified: Certified) -> tuple[object, ...]:
     """Everything a sweep says, in a form that compares."""
     boxes = [

@@ -66,19 +66,7 @@ def labs(seed: int) -> Iterator[Lab]:
     """All modes of a seed's problem."""
     condition = CONDITIONS[seed % 6]
     problem = micro_case(seed, condition, num_devices=4 + seed % 3, foreign=seed % 4 != 0).problem()
-    shape, groups_J = build_shape(problem), device_groups(problem)
-    devices = build_devices(problem, shape)
-    for tables in build_tables(problem, build_signatures(problem)):
-        if tables.busy_E.size:
-            paths = build_paths(tables, groups_J)
-            yield Lab(
-                problem=problem,
-                mode_i=tables.mode.mode_i,
-                shape=shape,
-                paths=paths,
-                devices=devices,
-                scratch=new_scratch(paths, devices),
-            )
+    yield from labs_of(problem, build_shape(problem))
 
 
 def draws(lab: Lab, rng: random.Random) -> tuple[float, float, FloatArray, tuple[int, ...]]:
