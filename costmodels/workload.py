@@ -91,13 +91,30 @@ class Job:
         return self.adapter_rank == 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What an executor needs to build the model beyond its sizes; cost models don't look at it.
+
+    `config_json` is the transformers configuration as JSON text. `adapter_targets` names the projections that
+    get adapters (q, k, v, o, gate, up, down); empty under full fine-tuning.
+    """
+
+    config_json: str
+    optimiser: str = "adamw"
+    adapter_targets: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """A layer chain and its job. Layer 0 is the embedding, the last one the final norm and loss head."""
+    """A layer chain and its job. Layer 0 is the embedding, the last one the final norm and loss head.
+
+    `recipe` is None for a chain of explicit layers, which can be planned but not built.
+    """
 
     model_name: str
     layers: tuple[LayerSpec, ...]
     job: Job
+    recipe: Recipe | None = None
 
     @property
     def num_layers(self) -> int:

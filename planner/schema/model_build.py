@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from costmodels.model import build_workload, read_architecture, workload_from_layers
-from costmodels.workload import Workload
+from costmodels.workload import Job, Recipe, Workload
 from planner.faults import nearest, show
 from planner.schema.job_build import build_job, build_targets
 from planner.schema.layers_build import PlacedTier, build_layers
@@ -78,8 +80,9 @@ def build_model(shape: ModelShape, source: Source) -> tuple[BuiltModel | None, l
         faults += _size_faults(config) if config is not None else []
 
         def build() -> Workload:
-            architecture = read_architecture(config.data if config is not None else {})
-            return build_workload(architecture, job, name, targets=targets)
+            content = config.data if config is not None else {}
+            workload = build_workload(read_architecture(content), job, name, targets=targets)
+            return replace(workload, recipe=_recipe(content, shape, job, targets))
 
     if faults:
         return None, faults
@@ -88,6 +91,15 @@ def build_model(shape: ModelShape, source: Source) -> tuple[BuiltModel | None, l
     except InputError as error:
         listed = error.faults or (Fault(place="", value=error.message, limit="", hint=error.hint),)
         return None, [replace(fault, place=place(_path_of(fault.place))) for fault in listed]
+
+
+def _recipe(content: Mapping[str, Any], shape: ModelShape, job: Job, targets: Sequence[str]) -> Recipe:
+    """What an executor builds the model from; the text is the same for the same configuration."""
+    return Recipe(
+        config_json=json.dumps(content, sort_keys=True, separators=(",", ":")),
+        optimiser=shape.job.optimiser,
+        adapter_targets=() if job.full else tuple(targets),
+    )
 
 
 def _config(shape: ModelShape, source: Source, faults: list[Fault]) -> Source | None:

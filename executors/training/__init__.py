@@ -1,0 +1,1 @@
+"""What both executors share: the model as a chain of layers, the text, the loop, checkpoints and adapters."""
