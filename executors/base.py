@@ -5,21 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from executors.layout import Layout
+from planner.execution import Reason
 from planner.plan import Plan, ReplicaPlan
 from planner.training import TrainingJob
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reason:
-    """Why a plan can't be run: a stable code, the place in the plan, the value there and what would do."""
-
-    code: str
-    place: str
-    value: str
-    limit: str
+LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +36,52 @@ class LaunchSpec:
     commands: tuple[Command, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """Where and how a launch of one replica begins.
+
+    `folder` is its run folder. `failover` is the position of the failover entry that replaces the planned
+    replica, or None. `participant` of `num_participants` says which share of the text it trains on.
+    `address_of` maps hosts of the plan to addresses; `one_machine` runs all of them here, with `first_core`
+    as the first processor to use. `resume` continues from the newest checkpoint.
+    """
+
+    boundary: str
+    replica: str
+    folder: Path
+    failover: int | None = None
+    participant: int = 0
+    num_participants: int = 1
+    address_of: Mapping[str, str] = field(default_factory=dict)
+    port: int = 29500
+    one_machine: bool = False
+    first_core: int = 0
+    resume: bool = False
+    accelerator: str = "auto"
+    python: str = "python"
+
+    def master_addr(self, layout: Layout) -> str:
+        """Where the ranks meet: the host of rank 0."""
+        head = layout.hosts[0]
+        return LOOPBACK if self.one_machine else self.address_of.get(head, head)
+
+    def run_fields(self, master: tuple[str, int]) -> dict[str, Any]:
+        """What of this stands in the run file."""
+        return {
+            "boundary": self.boundary,
+            "replica": self.replica,
+            "master_addr": master[0],
+            "master_port": master[1],
+            "failover": self.failover,
+            "participant": self.participant,
+            "num_participants": self.num_participants,
+            "one_machine": self.one_machine,
+            "first_core": self.first_core,
+            "resume": self.resume,
+            "accelerator": self.accelerator,
+        }
+
+
 @runtime_checkable
 class Executor(Protocol):
     """Carries plans out. `name` is the one that stands in `replicas[].executor` of a plan."""
@@ -53,26 +92,10 @@ class Executor(Protocol):
         """Every reason why this executor can't run the replica; empty when it can."""
         ...
 
+    def supports_job(self, job: TrainingJob) -> tuple[Reason, ...]:
+        """Every reason why this executor can't follow the training job."""
+        ...
+
     def prepare(self, plan: Plan, replica: ReplicaPlan, job: TrainingJob, start: Start) -> LaunchSpec:
         """What it would write and start; touches nothing."""
         ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Start:
-    """Where and how a launch begins.
-
-    `folder` is the replica's run folder. `participant` of `num_participants` says which share of the text is
-    this replica's. `address_of` maps hosts of the plan to addresses; `one_machine` runs all hosts of the plan
-    here, with `first_core` as the first processor to use. `resume` continues from the newest checkpoint.
-    """
-
-    folder: Path
-    participant: int = 0
-    num_participants: int = 1
-    address_of: Mapping[str, str] = field(default_factory=dict)
-    port: int = 29500
-    one_machine: bool = False
-    first_core: int = 0
-    resume: bool = False
-    python: str = "python"

@@ -16,10 +16,12 @@ from itertools import combinations, product
 from costmodels.fleet import Device, Fleet, Site
 from costmodels.interface import Cluster, Strategy
 from costmodels.workload import ROUND_ROBIN, Job
+from planner import execution
+from planner.execution import StageShape, stage_refusals
 from planner.problem import DeviceClass, Mode, Part, Template, usage_of
 from policies.policy import SpareKind
 
-EXECUTORS = ("any", "deepspeed", "torch")
+EXECUTORS = ("any", *execution.EXECUTORS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,11 +203,18 @@ def build_templates(
     return tuple(templates)
 
 
+def _refused_by(executor: str, template: Template, size: int, job: Job, *, pipelined: bool) -> bool:
+    """Whether the executor can't run this cluster with its strategy."""
+    strategy = template.strategy
+    shape = StageShape(dp=strategy.dp, tp=strategy.tp, zero=strategy.zero, num_kinds=len(template.parts))
+    return bool(stage_refusals(executor, shape, size, pipelined=pipelined, schedule=job.schedule))
+
+
 def build_modes(templates: Sequence[Template], job: Job, executor: str) -> tuple[Mode, ...]:
     """Micro-batch options times what the executor can run.
 
-    The torch-native executor runs every strategy with unequal widths. DeepSpeed runs pipelines of equal width
-    with ZeRO-0/1 and single stages with any ZeRO level, without tensor parallelism and on equal devices.
+    `planner.execution` has the rules. The torch-native executor runs unequal widths; DeepSpeed runs pipelines
+    of equal width, hence one mode for each width, and single stages by rules of their own.
     """
     modes: list[Mode] = []
     for size in job.micro_batch_sizes:
@@ -216,13 +225,14 @@ def build_modes(templates: Sequence[Template], job: Job, executor: str) -> tuple
                 ("torch", None, job.max_stages, fitting)
             ]
         else:
-            plain = [t for t in fitting if t.strategy.tp == 1 and len(t.parts) == 1]
-            if job.schedule != ROUND_ROBIN:
-                plain = [t for t in plain if size % t.strategy.dp == 0]
-            chosen = [("deepspeed", None, 1, plain)]
-            for width in sorted({t.strategy.dp for t in plain}):
-                equal = [t for t in plain if t.strategy.dp == width and t.strategy.zero <= 1]
-                chosen.append(("deepspeed", width, job.max_stages, equal))
+            plain, piped = (
+                [t for t in fitting if not _refused_by(executor, t, size, job, pipelined=pipelined)]
+                for pipelined in (False, True)
+            )
+            chosen = [(executor, None, 1, plain)]
+            for width in sorted({t.strategy.dp for t in piped}):
+                equal = [t for t in piped if t.strategy.dp == width]
+                chosen.append((executor, width, job.max_stages, equal))
         for name, width_or_none, max_stages, members in chosen:
             modes.append(
                 Mode(

@@ -1,0 +1,26 @@
+"""Environment of the rank processes, the same for every executor."""
+
+from __future__ import annotations
+
+from planner.training import TrainingJob
+
+CPU = "cpu"
+CUDA = "cuda"
+AUTO = "auto"
+
+
+def rank_environment(job: TrainingJob, accelerator: str) -> dict[str, str | None]:
+    """What every rank process finds in its environment; None removes a variable.
+
+    One thread per rank unless the job says otherwise: threads of ranks that share cores wait for each other.
+    """
+    env: dict[str, str | None] = {
+        "OMP_NUM_THREADS": str(job.threads_per_device or 1),
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONUNBUFFERED": "1",
+    }
+    if accelerator == CPU:
+        env["DS_ACCELERATOR"] = "cpu"
+    return env
