@@ -1,8 +1,8 @@
 """What happens during a run, as JSON lines: the closed list of events and who writes which.
 
-Ranks append theirs to `<folder>/rank-<r>.jsonl`. The agent of a host forwards them on its standard output and
-adds its own; the launcher merges those of all hosts into `<folder>/events.jsonl`. Each line is one JSON object
-with `event`, `time_s` (Unix time by the writer's clock) and `rank` (null where it is not a rank's).
+Ranks append theirs to `<folder>/rank-<r>.jsonl`. The agent of a host forwards them on its standard output
+and adds its own; the launcher merges those of all hosts into `<folder>/events.jsonl`. Each line is one JSON
+object with `event`, `time_s` (Unix time by the writer's clock) and `rank` (null where it is not a rank's).
 
 Standard library only: agents run where nothing else is installed.
 """
@@ -59,7 +59,7 @@ _HEAD = frozenset({"event", "time_s", "rank", "host", "replica"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """One line. `data` are the fields of its kind; `host` and `replica` are added on the way to the launcher."""
+    """One line. `data` are the fields of its kind; `host` and `replica` are added on the way."""
 
     kind: Kind
     time_s: float
@@ -145,14 +145,26 @@ def exported(rank: int, *, folder: str) -> Event:
     return now(Kind.EXPORTED, rank, folder=folder)
 
 
-def failed(rank: int, *, code: str, message: str, hint: str = "", exit_code: int = 1, where: str = "") -> Event:
-    """The rank gives up. `where` is the place in the code, for faults that no user can mend."""
+def failed(
+    rank: int,
+    *,
+    code: str,
+    message: str,
+    hint: str = "",
+    exit_code: int = 1,
+    consequence: bool = False,
+    where: str = "",
+) -> Event:
+    """The rank gives up; `consequence` says that it only noticed the end of another rank.
+
+    `where` is the place in the code, for faults that no user can mend.
+    """
     texts = {"code": code, "message": shortened(message), "hint": shortened(hint), "where": where}
-    return now(Kind.FAILED, rank, exit_code=exit_code, **texts)
+    return now(Kind.FAILED, rank, exit_code=exit_code, consequence=consequence, **texts)
 
 
 def failure(rank: int, error: BaseException) -> Event:
-    """`failed` for an exception: its own code and hint where it is one of ours, else its type and last line."""
+    """`failed` for an exception: code and hint of our own errors, else type and message."""
     if isinstance(error, EchelonError):
         return failed(
             rank, code=error.code, message=error.message, hint=error.hint, exit_code=error.exit_code
@@ -163,9 +175,9 @@ def failure(rank: int, error: BaseException) -> Event:
     return failed(rank, code="exception", message=message, where=where)
 
 
-def finished(rank: int, *, step: int) -> Event:
-    """The rank has done all its work, `step` optimiser steps in all."""
-    return now(Kind.FINISHED, rank, step=step)
+def finished(rank: int, **more: Any) -> Event:
+    """The rank has done all its work."""
+    return now(Kind.FINISHED, rank, **more)
 
 
 def note(text: str, rank: int | None = None) -> Event:
@@ -189,8 +201,7 @@ def rank_file(folder: Path, rank: int) -> Path:
 class EventLog:
     """Appends events to a file; each line goes out in one write, so that writers never mix.
 
-    Calling the log writes an event. A log that can't be written (disk full) raises OSError, and says so before
-    anything is lost: what was written before stays readable.
+    Calling the log writes an event. Where that fails (disk full) it raises OSError; earlier lines stay.
     """
 
     def __init__(self, path: Path) -> None:
