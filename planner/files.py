@@ -30,6 +30,8 @@ from planner.schema.policy import PolicyShape, build_policy
 from planner.schema.reading import read_document, read_text
 from planner.schema.shape import Shape, read_shape
 from planner.schema.source import KeyPath, Source
+from planner.schema.training import TrainingShape, build_training
+from planner.training import TrainingJob
 from policies.errors import Fault, InputError
 from policies.policy import Policy
 
@@ -41,13 +43,19 @@ __all__ = [
     "load_inputs",
     "load_model",
     "load_policy",
+    "load_training_job",
     "read_text",
 ]
 
 T = TypeVar("T")
 S = TypeVar("S", bound=Shape)
 
-_KIND_OF_SHAPE: dict[type[Shape], str] = {FleetShape: "fleet", ModelShape: "model", PolicyShape: "policy"}
+_KIND_OF_SHAPE: dict[type[Shape], str] = {
+    FleetShape: "fleet",
+    ModelShape: "model",
+    PolicyShape: "policy",
+    TrainingShape: "job",
+}
 # Where the user writes what the core type calls differently.
 _POLICY_PLACES: dict[str, KeyPath] = {
     "tokens_tier": ("see", "tokens"),
@@ -99,6 +107,16 @@ def load_policy(path: Path | str | None) -> Policy:
         return Policy()
     policy: Policy = _sound(_load_policy(Path(path)))
     return policy
+
+
+def load_training_job(path: Path | str) -> TrainingJob:
+    """The training job in a file, its paths absolute. Whether they exist is for the hosts that read them.
+
+    Raises:
+        InputError: `bad-input` with every fault of the file.
+    """
+    training: TrainingJob = _sound(_load(Path(path), TrainingShape, build_training))
+    return training
 
 
 def load_inputs(
@@ -189,7 +207,8 @@ def _version_faults(source: Source, kind: str) -> list[Fault]:
     if isinstance(found, str) and found.startswith("echelon/"):
         other = found.split("/")[1]
         if other != kind and other in _KIND_OF_SHAPE.values():
-            hint = f"this is a {other} file; the order is FLEET MODEL [POLICY]"
+            order = "" if "job" in (kind, other) else "; the order is FLEET MODEL [POLICY]"
+            hint = f"this is a {other} file{order}"
         elif other == kind:
             hint = f"this release reads version 1 of {kind} files"
     value = None if "schema" in source.data else "missing"

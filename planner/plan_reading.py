@@ -11,13 +11,16 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
+from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from planner.faults import nearest, refused, show
 from planner.plan import SCHEMA, Plan
 from policies.errors import Fault, InputError
+
+R = TypeVar("R")
 
 MAX_FILE_BYTES = 256 * 2**20
 MAX_DEPTH = 64
@@ -106,6 +109,36 @@ def plan_from_json(data: Any, *, place: str = "plan.json") -> Plan:
         raise InputError("bad-plan-file", f"{number} in {place}", faults=listed, hint=HINT)
     assert isinstance(plan, Plan)
     return plan
+
+
+def record_from_json(record: type[R], data: Any, *, place: str, code: str = "bad-file", hint: str = "") -> R:
+    """The dataclass `record` in parsed JSON, with every dataclass, tuple, mapping and enum inside it.
+
+    Args:
+        record: a dataclass; fields with a default may be absent.
+        data: what stands in the file.
+        place: how faults call the file or the part of it.
+        code: code of the error.
+        hint: way out told with it.
+
+    Raises:
+        InputError: `code` with every fault: missing, unknown or wrongly typed fields.
+    """
+    faults: list[Fault] = []
+    found: R = _record(record, data, "", faults)
+    if faults:
+        listed = [
+            Fault(
+                place=f"{place}: {fault.place}".removesuffix(": "),
+                value=fault.value,
+                limit=fault.limit,
+                hint=fault.hint,
+            )
+            for fault in faults[:MAX_FAULTS]
+        ]
+        number = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        raise InputError(code, f"{number} in {place}", faults=listed, hint=hint)
+    return found
 
 
 def _at(place: str, fault: Fault) -> Fault:
@@ -237,6 +270,13 @@ def _decode_plain(hint: Any, value: Any, place: str, faults: list[Fault]) -> Any
         return float(value)
     if hint in (int, str, bool) and type(value) is hint:
         return value
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        known = {choice.value: choice for choice in hint}
+        if type(value) is str and value in known:
+            return known[value]
+        limit = f"one of {', '.join(map(repr, known))}"
+        faults.append(Fault(place=place, value=show(value), limit=limit))
+        return None
     names = {float: "a number", int: "a whole number", str: "text", bool: "true or false"}
     faults.append(Fault(place=place, value=show(value), limit=names.get(hint, "a value")))
     return None

@@ -6,9 +6,14 @@ adapters, dtype, sequence length, sequences per step) stands in the plan, not he
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from math import cos, pi
+from typing import Any
+
+from planner.plan_reading import record_from_json
+
+BUNDLED_TEXTS = ("python:prose", "python:code")
 
 
 class LearningRateSchedule(StrEnum):
@@ -75,3 +80,23 @@ class TrainingJob:
         if self.schedule is LearningRateSchedule.COSINE:
             left_frac = 0.5 * (1.0 + cos(pi * done_frac))
         return self.learning_rate * (self.final_frac + (1.0 - self.final_frac) * left_frac)
+
+
+def training_to_json(training: TrainingJob) -> dict[str, Any]:
+    """The job as plain JSON values, every field by its name."""
+    plain = asdict(training)
+    plain["data"] = list(training.data)
+    plain["schedule"] = training.schedule.value
+    plain["pipeline"] = training.pipeline.value
+    return plain
+
+
+def training_from_json(data: Any, *, place: str = "training") -> TrainingJob:
+    """The job in parsed JSON, as `training_to_json` wrote it.
+
+    Raises:
+        InputError: `bad-training` with every fault: missing, unknown or wrongly typed fields.
+    """
+    return record_from_json(
+        TrainingJob, data, place=place, code="bad-training", hint="start again from the job file"
+    )

@@ -17,6 +17,7 @@ class Kind(StrEnum):
     FLEET = "fleet"
     MODEL = "model"
     POLICY = "policy"
+    JOB = "job"
     PLAN = "plan"
     PROFILE = "profile"
 
@@ -27,7 +28,9 @@ def register(app: typer.Typer) -> None:
     @app.command()
     def schema(
         ctx: typer.Context,
-        kind: Annotated[Kind, typer.Argument(metavar="KIND", help="fleet, model, policy, plan or profile.")],
+        kind: Annotated[
+            Kind, typer.Argument(metavar="KIND", help="fleet, model, policy, job, plan or profile.")
+        ],
     ) -> None:
         """Print the JSON Schema of a file format."""
         from planner.schema.json_schema import json_schema

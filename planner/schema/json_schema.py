@@ -12,10 +12,16 @@ from planner.schema.model import ModelShape
 from planner.schema.policy import PolicyShape
 from planner.schema.profile_shape import PROFILE_SCHEMA
 from planner.schema.shape import Shape
+from planner.schema.training import TrainingShape
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
-_SHAPES: dict[str, type[Shape]] = {"fleet": FleetShape, "model": ModelShape, "policy": PolicyShape}
+_SHAPES: dict[str, type[Shape]] = {
+    "fleet": FleetShape,
+    "model": ModelShape,
+    "policy": PolicyShape,
+    "job": TrainingShape,
+}
 
 
 def json_schema(kind: str) -> dict[str, Any]:

@@ -156,11 +156,19 @@ def _limit(kind: str, context: dict[str, Any], message: str) -> str:
         return f"{_BOUNDS[kind]} {bound:,}" if isinstance(bound, int) else f"{_BOUNDS[kind]} {bound:g}"
     if kind == "literal_error":
         return f"one of {context['expected']}"
+    if kind == "string_too_short":
+        return f"a text of at least {_characters(context['min_length'])}"
+    if kind == "string_too_long":
+        return f"a text of at most {_characters(context['max_length'])}"
     if kind == "too_short":
         return f"at least {context['min_length']}"
     if kind == "too_long":
         return f"at most {context['max_length']}"
     return message
+
+
+def _characters(number: int) -> str:
+    return "1 character" if number == 1 else f"{number:,} characters"
 
 
 def _keys_at(shape: type[Shape], path: KeyPath) -> list[str]:

@@ -113,7 +113,7 @@ def test_a_folder_that_is_a_file_is_refused(cli: Cli, tmp_path: Path) -> None:
     assert (tmp_path / "mine").read_text(encoding="utf-8") == "a file"
 
 
-@pytest.mark.parametrize("kind", ["fleet", "model", "policy", "plan", "profile"])
+@pytest.mark.parametrize("kind", ["fleet", "model", "policy", "job", "plan", "profile"])
 def test_schema_prints_a_json_schema(kind: str, cli: Cli) -> None:
     plain, wrapped = cli("schema", kind), cli("schema", kind, "--format", "json")
     assert (plain.code, plain.err) == (0, "")

@@ -14,7 +14,8 @@ from planner.examples.bundled import STARTER, example_folder, example_names
 from planner.schema.json_schema import json_schema
 from planner.schema.reading import read_document
 
-WRITTEN = ("fleet", "model", "policy")
+BUNDLED = ("fleet", "model", "policy")
+WRITTEN = (*BUNDLED, "job")
 KINDS = (*WRITTEN, "profile", "plan")
 
 
@@ -52,7 +53,7 @@ def test_schemas_are_frozen(kind: str, golden: Callable[[str, str], None]) -> No
 
 
 @pytest.mark.parametrize("name", [*example_names(), STARTER])
-@pytest.mark.parametrize("kind", WRITTEN)
+@pytest.mark.parametrize("kind", BUNDLED)
 def test_schemas_describe_every_key_of_the_examples(kind: str, name: str) -> None:
     source, faults = read_document(example_folder(name) / f"{kind}.yaml")
     schema = json_schema(kind)
