@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from executors.training.positions import Positions
 
 
-class ChainLayer(nn.Module):  # type: ignore[misc]
+class ChainLayer(nn.Module):
     """A layer with one tensor in and one out; `recompute` runs it again in backward instead of keeping."""
 
     def __init__(self) -> None:
