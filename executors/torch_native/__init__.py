@@ -1,0 +1,1 @@
+"""The torch-native executor: pipelines of unequal width, sharding and tensor parallelism inside stages."""
