@@ -99,7 +99,7 @@ def parse_event(line: str | bytes) -> Event:
     )
 
 
-def now(kind: Kind, rank: int | None = None, **data: Any) -> Event:
+def now(kind: Kind, rank: int | None = None, /, **data: Any) -> Event:
     """An event of this moment."""
     return Event(kind=kind, time_s=time.time(), rank=rank, data=data)
 
@@ -125,7 +125,7 @@ def step(
     tokens: int,
     **more: Any,
 ) -> Event:
-    """An optimiser step (counted from 0) is done. `tokens` are those of the whole replica in this step."""
+    """Now `step` optimiser steps are done. `tokens` are the replica's in this one, 0 but from one rank."""
     figures = {"loss": loss, "gradient_norm": gradient_norm, "wall_s": wall_s, "cpu_s": cpu_s}
     return now(Kind.STEP, rank, step=step, tokens=tokens, **figures, **more)
 
