@@ -40,9 +40,10 @@ class TrainingJob:
     `data` lists text files and folders, or the texts that every Python carries: `python:prose` and
     `python:code`. `tokenizer` is a `tokenizer.json` or a folder with one; None trains one on the data.
     `start` is a folder with a transformers checkpoint; None draws random weights from `seed`.
-    `evaluation_frac` of the text is held out. A checkpoint is written every `checkpoint_every` steps and
-    after the last one, the newest `checkpoint_keep` are kept. `clip_norm` bounds the global gradient norm, 0
-    means no clipping. The learning rate falls to `learning_rate * final_frac`.
+    `evaluation_frac` of the text is held out; `evaluation_every` 0 means no evaluation. A checkpoint is
+    written every `checkpoint_every` steps and after the last one, the newest `checkpoint_keep` are kept.
+    `clip_norm` bounds the global gradient norm, 0 means no clipping. The learning rate falls to
+    `learning_rate * final_frac`.
     """
 
     data: tuple[str, ...]

@@ -142,7 +142,7 @@ def build_training(shape: TrainingShape, source: Source) -> tuple[TrainingJob | 
         adapter_alpha=shape.adapter.alpha,
         adapter_dropout=shape.adapter.dropout,
         evaluation_frac=shape.evaluation.frac,
-        evaluation_every=shape.evaluation.every,
+        evaluation_every=shape.evaluation.every if shape.evaluation.frac else 0,
         evaluation_sequences=shape.evaluation.sequences,
         checkpoint_every=shape.checkpoints.every,
         checkpoint_keep=shape.checkpoints.keep,

@@ -79,6 +79,10 @@ def test_short_forms(tmp_path: Path) -> None:
     assert job == TrainingJob(data=(str(tmp_path / "notes.md"),), steps=4, learning_rate=1.0, warmup_steps=4)
 
 
+def test_nothing_is_evaluated_where_nothing_is_held_out(tmp_path: Path) -> None:
+    assert written(tmp_path, "data: python:code\nevaluation: {frac: 0 %}\n").evaluation_every == 0
+
+
 def test_paths_are_absolute_whatever_the_folder_of_the_caller(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
