@@ -6,7 +6,7 @@ Legend of array suffixes: K intervals, Q micro-batches in flight (position 0 sta
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -124,6 +124,16 @@ class TabulatedCostModel(CostModel, Protocol):
     ) -> StageTable:
         """Same figures as `stage`, for in-flight counts 1..in_flight_max."""
         ...
+
+
+def priced_for(model: CostModel, executor: str) -> CostModel:
+    """The model as it prices plans of an executor.
+
+    A model that tells executors apart has a method `for_executor(executor)` which returns a cost model; any
+    other prices all plans alike.
+    """
+    choose: Callable[[str], CostModel] | None = getattr(model, "for_executor", None)
+    return model if choose is None else choose(executor)
 
 
 def tabulate(

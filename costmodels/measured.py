@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil
 
+from costmodels.measured_memory import Holding, held_bytes
 from costmodels.measured_profile import LinkCurve, Profile, layer_sizes, layer_times_L
 from policies.errors import InputError
 
@@ -107,7 +108,7 @@ def stage_update_s(profile: Profile, stage: RunStage, micro_batch_size: int) -> 
         update_s_L = layer_times_L(profile, replica.type_name, replica.tp, micro_batch_size)[2]
         calls_s_L = update_s_L[stage.first : stage.end]
         call_s = float(calls_s_L.max() if facts.fused_update else calls_s_L.sum())
-        params = float(layer_sizes(profile, replica.tp).params_L[stage.first : stage.end].sum())
+        params = float(layer_sizes(profile, replica.tp).trained_L[stage.first : stage.end].sum())
         moved_s = params * facts.update_traffic_bytes_per_param / facts.memory_bytes_per_s
         seconds = max(seconds, call_s, moved_s)
     return seconds
@@ -145,7 +146,7 @@ def stage_sync_s(profile: Profile, stage: RunStage) -> float:
     if len(stage.replicas) < 2:
         return 0.0
     tp = min(replica.tp for replica in stage.replicas)
-    params = float(layer_sizes(profile, tp).params_L[stage.first : stage.end].sum())
+    params = float(layer_sizes(profile, tp).trained_L[stage.first : stage.end].sum())
     payload_bytes = params * profile.facts.gradient_bytes_per_param
     after = (*stage.replicas[1:], stage.replicas[0])
     pairs = {(a.type_name, b.type_name) for a, b in zip(stage.replicas, after, strict=True)}
@@ -192,31 +193,22 @@ def stage_memory_bytes(
 ) -> dict[str, float]:
     """Peak bytes by kind on one device of the data-parallel rank that holds most.
 
-    activations  what forward keeps, for every micro-batch in flight
-    working      the layer in backward: a gradient for each kept tensor, for its output and for its input
-    borders      per neighbour one tensor received and one being sent (`border_sequence_bytes`: one each)
-    sync_buffer  the flat copy of all gradients, where it outgrows what the backward pass has freed by then
+    `border_sequence_bytes` sums one sequence's tensor over the stage's borders; `held_bytes` says what each
+    kind is.
     """
-    facts = profile.facts
     fullest: dict[str, float] = {}
     for tp in {replica.tp for replica in stage.replicas}:
-        sizes = layer_sizes(profile, tp)
-        part = slice(stage.first, stage.end)
-        params = float(sizes.params_L[part].sum())
-        kept_L = sizes.activation_bytes_L[part]
-        touched_L = kept_L + sizes.output_bytes_L[part] + sizes.input_bytes_L[part]
-        kinds = {
-            "weights": float(sizes.weight_bytes_L[part].sum()),
-            "gradients": params * facts.gradient_bytes_per_param,
-            "optimiser": params * facts.optimiser_bytes_per_param,
-            "activations": float(kept_L.sum()) * micro_batch_size * in_flight,
-            "working": float(touched_L.max()) * micro_batch_size,
-            "borders": 2.0 * border_sequence_bytes * micro_batch_size,
-            "overhead": facts.overhead_bytes,
-        }
-        freed_bytes = kinds["activations"] + kinds["working"] + kinds["borders"]
-        copied_bytes = kinds["gradients"] if len(stage.replicas) > 1 else 0.0
-        kinds["sync_buffer"] = max(0.0, copied_bytes - freed_bytes)
+        kinds = held_bytes(
+            profile,
+            Holding(
+                interval=(stage.first, stage.end),
+                tp=tp,
+                dp=len(stage.replicas),
+                share=micro_batch_size,
+                in_flight=in_flight,
+                border_sequence_bytes=border_sequence_bytes,
+            ),
+        )
         if sum(kinds.values()) > sum(fullest.values()):
             fullest = kinds
     return fullest

@@ -6,52 +6,51 @@ its neighbours. What the profile has not seen is impossible rather than guessed.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Mapping
 from functools import lru_cache
 from math import isfinite
 from pathlib import Path
 
+import numpy as np
+
 from costmodels.fleet import Device, Link
-from costmodels.interface import Cluster, Interval, Origin, StageCost, Strategy
-from costmodels.measured import (
-    RunReplica,
-    RunStage,
-    ring_all_reduce_s,
-    stage_backward_s,
-    stage_forward_s,
-    stage_memory_bytes,
-    stage_update_s,
-)
-from costmodels.measured_profile import LinkCurve, Profile, layer_sizes
+from costmodels.interface import Cluster, FloatArray, Interval, Origin, StageCost, Strategy
+from costmodels.measured_pricer import NUM_STAGES_MAX, MeasuredPricer
+from costmodels.measured_profile import ExecutorFacts, LinkCurve, Profile, executor_facts
+from costmodels.measured_shares import equal_device_shares, quickest_shares
 from costmodels.memory import usable_bytes
 from costmodels.profile_io import load_profile, profile_from_document
-from costmodels.workload import JOINT, Workload
+from costmodels.profile_match import require_same_job, require_same_model
+from costmodels.workload import Workload
 from policies.errors import InputError
 
+ANY = "any"
+"""The planner's word for plans without an executor filter; they name `DEFAULT_EXECUTOR`."""
+DEFAULT_EXECUTOR = "torch"
 MEMORY_RESERVE_FRAC = 0.06
-# A link of the fleet is the one that a curve was measured on when their rates are this close.
-RATE_TOLERANCE_FRAC = 0.1
-PARAMS_TOLERANCE_FRAC = 0.2
-NUM_STAGES_MAX = 1 << 16
 
 
 class MeasuredCostModel:
     """Seconds and bytes of a workload's stages, from what was measured of its layers.
 
-    A stage is possible on devices of one profiled type, at a profiled tensor degree inside a host, with
-    equal shares inside the profiled micro-batch sizes and without sharding (ZeRO). A transfer or a gradient
-    ring is priced by the profile's curve whose ceiling is nearest to the link's rate, if within a tenth; else
-    by the link's own rate and latency.
+    A stage is possible on devices of profiled types, at a profiled tensor degree inside a host and with
+    shares inside the profiled micro-batch sizes. Unequal shares, sharding (ZeRO) and recomputed layers are
+    possible as far as the profile's facts of the executor list them. A transfer or a gradient ring is priced
+    by the profile's curve whose ceiling is nearest to the link's rate, if within a tenth; else by the link's
+    own rate and latency.
 
     Args:
         workload: the layer chain and the job.
         profile: a profile file, or what it holds as parsed JSON, or the profile itself.
         memory_reserve_frac: part of each device's memory no plan may fill, beside the profile's overhead.
+        executor: whose facts count; None for that of the plan (`for_executor`).
 
     Raises:
         InputError: `cost-model-settings` without a profile or with a reserve outside 0 to 0.9;
-            `profile-unreadable`, `profile-schema`, `profile-incomplete`; `profile-model-differs`;
-            `cost-model-schedule` and `cost-model-job` for what profiles don't describe.
+            `profile-unreadable`, `profile-schema`, `profile-incomplete`; `profile-model-differs`,
+            `profile-job-differs`, `profile-executor-missing`; `cost-model-schedule` and `cost-model-job` for
+            what the profile doesn't describe.
     """
 
     name = "measured"
@@ -62,6 +61,7 @@ class MeasuredCostModel:
         *,
         profile: str | Path | Mapping[str, object] | Profile | None = None,
         memory_reserve_frac: float = MEMORY_RESERVE_FRAC,
+        executor: str | None = None,
     ) -> None:
         self.workload = workload
         self.profile = _profile_of(profile)
@@ -72,125 +72,139 @@ class MeasuredCostModel:
                 hint="leave it out for its default",
             )
         self.memory_reserve_frac = memory_reserve_frac
-        _require_same_model(self.profile, workload)
-        self._priced = lru_cache(maxsize=NUM_STAGES_MAX)(self._price)
-        self._memory = lru_cache(maxsize=NUM_STAGES_MAX)(self._memory_bytes)
+        require_same_job(self.profile, workload)
+        require_same_model(self.profile, workload)
+        self._class_L = _layer_classes(self.profile, workload)
+        self._shares = lru_cache(maxsize=NUM_STAGES_MAX)(self._shares_of)
+        self._executor = executor
+        self._set_facts(_facts_of(self.profile, executor or ANY))
+
+    def for_executor(self, executor: str) -> MeasuredCostModel:
+        """The same model with the facts of an executor, or itself where one was asked for by name.
+
+        Raises:
+            InputError: `profile-executor-missing`.
+        """
+        facts = _facts_of(self.profile, executor)
+        if self._executor is not None or facts == self.facts:
+            return self
+        other = MeasuredCostModel(
+            self.workload, profile=self.profile, memory_reserve_frac=self.memory_reserve_frac
+        )
+        other._set_facts(facts)
+        return other
+
+    def _set_facts(self, facts: ExecutorFacts) -> None:
+        self.facts = facts
+        self._pricer = MeasuredPricer(self.profile, facts, self.workload)
 
     def origins(self) -> Mapping[str, Origin]:
         """Where each constant comes from, by its name; layer times carry their own."""
         reserve = Origin(kind="assumed", note="left free on every device, beside the profile's overhead")
-        return {**self.profile.facts.origins, "memory_reserve_frac": reserve}
+        return {**self.profile.facts.origins, **self.facts.origins, "memory_reserve_frac": reserve}
 
     def interval_key(self, interval: Interval) -> Hashable:
-        """The interval itself: measured layers differ, even those of one kind."""
-        return interval
+        """Classes of its layers in order, and what enters it: layers of one class agree in every figure."""
+        start, stop = interval
+        ends = (start == 0, stop == self.workload.num_layers)
+        return (self.border_key(start) if start else 0.0, ends, self._class_L[start:stop])
+
+    def border_key(self, border: int) -> Hashable:
+        """What crosses the border after layer `border - 1`: equal keys mean equal transfers on every link."""
+        return self._pricer.border_sequence_bytes(border)
 
     def stage(
         self, cluster: Cluster, interval: Interval, strategy: Strategy, micro_batch_size: int, in_flight: int
     ) -> StageCost | None:
-        """Cost of layers [a, b); None where the profile has nothing measured to say.
+        """Cost of layers [a, b) with the fewest recomputed layers that fit; with all where nothing fits.
 
-        Transfers to the neighbours are no part of it: `transfer_s` counts them, once.
+        None where the profile has nothing measured to say. Transfers to the neighbours are no part of it,
+        unless the executor waits for them: then the stage is charged for those over both its borders.
         """
-        share = self._share(cluster, strategy, micro_batch_size)
-        if share is None:
+        shares = self._ranks(cluster, strategy, micro_batch_size)
+        if shares is None:
             return None
-        type_name = cluster.devices[0].type_name
-        inner = (cluster.inner_bytes_per_s, cluster.inner_latency_s)
-        outer = (cluster.site.fabric_bytes_per_s or inner[0], cluster.site.fabric_latency_s)
-        forward_s, backward_s, sync_s = self._priced(type_name, interval, strategy, share, inner, outer)
-        if not isfinite(sync_s):
+        types = tuple(device.type_name for device in cluster.devices[:: strategy.tp])
+        limits = tuple(
+            usable_bytes(device.memory_bytes, self.memory_reserve_frac) for device in cluster.devices
+        )
+        ranks = tuple(dict.fromkeys(zip(types, shares, strict=True)))
+        spaces = tuple(dict.fromkeys((shares[i // strategy.tp], limit) for i, limit in enumerate(limits)))
+        num_recomputed, kinds_by_share = self._pricer.memory(interval, strategy, spaces, in_flight)
+        forward_s, backward_s, exposed_s, sync_s = self._pricer.seconds(
+            ranks,
+            interval,
+            strategy,
+            num_recomputed,
+            (micro_batch_size, _busiest_host_sequences(cluster, strategy, shares)),
+            (cluster.inner_bytes_per_s, cluster.inner_latency_s),
+            (cluster.site.fabric_bytes_per_s, cluster.site.fabric_latency_s),
+        )
+        if not isfinite(exposed_s + sync_s):
             return None
-        kinds = self._memory(type_name, interval, strategy, share, in_flight)
-        limits = (usable_bytes(device.memory_bytes, self.memory_reserve_frac) for device in cluster.devices)
         return StageCost(
             forward_s=forward_s,
             backward_s=backward_s,
-            exposed_s=0.0,
+            exposed_s=exposed_s,
             sync_s=sync_s,
-            shares=(share,) * strategy.dp,
-            memory_bytes=(kinds,) * len(cluster.devices),
-            limit_bytes=tuple(limits),
+            shares=shares,
+            memory_bytes=tuple(kinds_by_share[shares[i // strategy.tp]] for i in range(len(limits))),
+            limit_bytes=limits,
+            recompute_layers=num_recomputed,
         )
 
     def transfer_s(self, link: Link, border: int, micro_batch_size: int) -> float:
         """Seconds for the activation after layer `border - 1` and, on the way back, its gradient.
 
-        The whole micro-batch goes over this one link, as one full copy of the activation.
+        The whole micro-batch goes over this one link, as one full copy of the activation. Where the executor
+        waits for transfers, those inside a site are the stages' own (`StageCost.exposed_s`).
         """
         if link.bytes_per_s <= 0.0:
             return float("inf")
-        payload_bytes = self._border_sequence_bytes(border) * micro_batch_size
+        if self.facts.blocking_transfers and link.source_site_id == link.target_site_id:
+            return 0.0
+        payload_bytes = self._pricer.border_sequence_bytes(border) * micro_batch_size
         return 2.0 * self.curve(link.bytes_per_s, link.latency_s).transfer_s(payload_bytes)
 
     def curve(self, bytes_per_s: float, latency_s: float) -> LinkCurve:
         """The measured curve of a link with this rate, or a flat one of the rate and latency themselves."""
-        known = [*self.profile.outer.values(), *self.profile.inner.values()]
-        distances = [abs(curve.ceiling_bytes_per_s / bytes_per_s - 1.0) for curve in known]
-        if distances and min(distances) <= RATE_TOLERANCE_FRAC:
-            return known[distances.index(min(distances))]
-        return LinkCurve(
-            gigabytes_per_s=(bytes_per_s / 1e9,),
-            ceiling_bytes_per_s=bytes_per_s,
-            latency_s=latency_s,
-            origin=Origin(kind="declared", note="rate and latency of the fleet's link"),
-        )
+        return self._pricer.curve(bytes_per_s, latency_s)
 
-    def _share(self, cluster: Cluster, strategy: Strategy, micro_batch_size: int) -> int | None:
+    def _ranks(self, cluster: Cluster, strategy: Strategy, micro_batch_size: int) -> tuple[int, ...] | None:
         """Sequences of each data-parallel rank; None where the stage can't run as it was measured."""
-        dp, tp = strategy.dp, strategy.tp
-        if min(dp, tp) < 1 or dp * tp != len(cluster.devices) or strategy.zero != 0:
+        dp, tp, devices = strategy.dp, strategy.tp, cluster.devices
+        if min(dp, tp) < 1 or dp * tp != len(devices) or strategy.zero not in self.facts.zero_levels:
             return None
-        if micro_batch_size % dp != 0 or len({_figures(device) for device in cluster.devices}) != 1:
+        if (strategy.zero and dp == 1) or tp not in self.profile.sizes:
             return None
-        times = self.profile.times.get(cluster.devices[0].type_name, {}).get(tp)
-        if times is None or tp not in self.profile.sizes or not _groups_stay_in_hosts(cluster.devices, tp):
+        equal = len({_figures(device) for device in devices}) == 1
+        if not equal and (tp > 1 or not self.facts.unequal_shares):
             return None
-        share = micro_batch_size // dp
-        return share if times.micro_batch_sizes[0] <= share <= times.micro_batch_sizes[-1] else None
+        types = tuple(device.type_name for device in devices[::tp])
+        if any(tp not in self.profile.times.get(type_name, {}) for type_name in types):
+            return None
+        if not _groups_stay_in_hosts(devices, tp):
+            return None
+        return self._shares(types, tp, micro_batch_size)
 
-    def _price(
-        self,
-        type_name: str,
-        interval: Interval,
-        strategy: Strategy,
-        share: int,
-        inner: tuple[float, float],
-        outer: tuple[float, float],
-    ) -> tuple[float, float, float]:
-        """Forward, backward seconds of a micro-batch; seconds once per step, infinite without a link."""
-        stage = self._run_stage(type_name, interval, strategy)
-        sync_s = stage_update_s(self.profile, stage, share)
-        facts = self.profile.facts
-        if strategy.dp > 1:
-            params = float(layer_sizes(self.profile, strategy.tp).params_L[slice(*interval)].sum())
-            sync_s += self._ring_s(params * facts.gradient_bytes_per_param, strategy.dp, inner)
-        holds_one_end = (interval[0] == 0) != (interval[1] == self.workload.num_layers)
-        if holds_one_end and facts.tied_bytes > 0.0:
-            sync_s += self._ring_s(facts.tied_bytes, 2, outer)
-        forward_s = stage_forward_s(self.profile, stage, share)
-        return forward_s, stage_backward_s(self.profile, stage, share), sync_s
+    def _shares_of(self, types: tuple[str, ...], tp: int, micro_batch_size: int) -> tuple[int, ...] | None:
+        sizes = [self.profile.times[type_name][tp].micro_batch_sizes for type_name in types]
+        if len(set(types)) == 1:
+            shares = equal_device_shares(micro_batch_size, len(types), unequal=self.facts.unequal_shares)
+        else:
+            most = [known[-1] for known in sizes]
+            shares = quickest_shares(
+                micro_batch_size, most, lambda i, share: self._chain_s(types[i], tp, share)
+            )
+        if shares is None:
+            return None
+        inside = all(known[0] <= share <= known[-1] for known, share in zip(sizes, shares, strict=True))
+        return shares if inside else None
 
-    def _ring_s(self, payload_bytes: float, num_ranks: int, link: tuple[float, float]) -> float:
-        if link[0] <= 0.0:
-            return float("inf")
-        return ring_all_reduce_s(self.curve(*link), payload_bytes, num_ranks)
-
-    def _memory_bytes(
-        self, type_name: str, interval: Interval, strategy: Strategy, share: int, in_flight: int
-    ) -> dict[str, float]:
-        stage = self._run_stage(type_name, interval, strategy)
-        borders = [border for border in interval if 0 < border < self.workload.num_layers]
-        held_bytes = sum(self._border_sequence_bytes(border) for border in borders)
-        return stage_memory_bytes(self.profile, stage, share, in_flight, held_bytes)
-
-    def _border_sequence_bytes(self, border: int) -> float:
-        """Output of layer `border - 1` for one sequence, at the degree where a device holds most of it."""
-        return max(float(sizes.output_bytes_L[border - 1]) for sizes in self.profile.sizes.values())
-
-    def _run_stage(self, type_name: str, interval: Interval, strategy: Strategy) -> RunStage:
-        rank = RunReplica(type_name=type_name, tp=strategy.tp)
-        return RunStage(first=interval[0], end=interval[1], replicas=(rank,) * strategy.dp)
+    def _chain_s(self, type_name: str, tp: int, share: int) -> float:
+        """Seconds of the whole chain: shares follow it, so that they are the same for every interval."""
+        forward_s_L, backward_s_L, _ = self._pricer.times(type_name, tp, share)
+        return float(forward_s_L.sum() + backward_s_L.sum())
 
 
 def _profile_of(given: str | Path | Mapping[str, object] | Profile | None) -> Profile:
@@ -207,42 +221,41 @@ def _profile_of(given: str | Path | Mapping[str, object] | Profile | None) -> Pr
     return load_profile(Path(given))
 
 
-def _require_same_model(profile: Profile, workload: Workload) -> None:
-    """Refuse a profile of another chain, and jobs that profiles don't describe.
+def _facts_of(profile: Profile, executor: str) -> ExecutorFacts:
+    """Facts of an executor; of a plan without a filter, those of the default one or else the first known."""
+    if executor == ANY and profile.executors:
+        known = profile.executors
+        executor = DEFAULT_EXECUTOR if DEFAULT_EXECUTOR in known else min(known)
+    return executor_facts(profile, executor)
 
-    Raises:
-        InputError: `profile-model-differs`, `cost-model-schedule` or `cost-model-job`.
+
+def _layer_classes(profile: Profile, workload: Workload) -> tuple[int, ...]:
+    """A number for each layer; equal numbers mean equal measured figures and the same part of the model."""
+    columns: list[FloatArray] = []
+    for by_degree in profile.times.values():
+        for times in by_degree.values():
+            columns += [*times.forward_s_ML, *times.backward_s_ML, *times.update_s_ML]
+    for sizes in profile.sizes.values():
+        columns += [sizes.params_L, sizes.weight_bytes_L, sizes.activation_bytes_L, sizes.input_bytes_L]
+        columns += [sizes.output_bytes_L, sizes.trained_L, sizes.needed_L]
+    table_LC = np.stack(columns, axis=1)
+    known: dict[Hashable, int] = {}
+    ends = (0, workload.num_layers - 1)
+    keys = [(i if i in ends else -1, row.tobytes()) for i, row in enumerate(table_LC)]
+    return tuple(known.setdefault(key, len(known)) for key in keys)
+
+
+def _busiest_host_sequences(cluster: Cluster, strategy: Strategy, shares: tuple[int, ...]) -> int:
+    """Sequences of one micro-batch that go in and out of the host that holds most of them.
+
+    The ranks of one host share its link; a tensor group sends one full copy. Devices of different kinds count
+    as standing on different hosts, as everywhere in planning.
     """
-    if workload.job.schedule != JOINT:
-        raise InputError(
-            "cost-model-schedule",
-            f"cost model `measured` prices the schedule `{JOINT}`, the job has `{workload.job.schedule}`",
-            hint=f"set the job's schedule to `{JOINT}`",
-        )
-    if not workload.job.full:
-        raise InputError(
-            "cost-model-job",
-            "cost model `measured` prices full fine-tuning,"
-            f" the job has adapter rank {workload.job.adapter_rank}",
-            hint="train without an adapter, or use the cost model `analytic`",
-        )
-    if profile.num_layers != workload.num_layers:
-        raise InputError(
-            "profile-model-differs",
-            f"the profile of {profile.model_name} has {profile.num_layers} layers,"
-            f" the model {workload.model_name} has {workload.num_layers}",
-            hint="profile this model; embedding and loss head count as layers",
-        )
-    degree = min(profile.sizes)
-    params = float(profile.sizes[degree].params_L.sum()) * degree
-    held = sum(layer.params for layer in workload.layers)
-    if held > 0 and abs(params / held - 1.0) > PARAMS_TOLERANCE_FRAC:
-        raise InputError(
-            "profile-model-differs",
-            f"the profile of {profile.model_name} counts {params:,.0f} parameters,"
-            f" the model {workload.model_name} has {held:,}",
-            hint="profile this model",
-        )
+    by_host: Counter[Hashable] = Counter()
+    for i, share in enumerate(shares):
+        device = cluster.devices[i * strategy.tp]
+        by_host[device.host_id, _figures(device)] += share
+    return max(by_host.values())
 
 
 def _figures(device: Device) -> tuple[str, float]:

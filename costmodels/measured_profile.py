@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 
@@ -27,6 +27,10 @@ class LinkCurve:
     `gigabytes_per_s` holds the coefficients, highest power first. The polynomial is trusted from
     `smallest_bytes` to the payload where it peaks; below, the bandwidth of the smallest payload holds;
     above, the peak. `ceiling_bytes_per_s` caps it everywhere.
+
+    `seconds_at` lists (payload bytes, seconds) as they were timed, payloads ascending and seconds never
+    falling. Where it isn't empty, transfers are read off it and polynomial and latency say the same in short:
+    linear between two payloads, the first one's seconds below it, the last slope beyond.
     """
 
     gigabytes_per_s: tuple[float, ...]
@@ -34,9 +38,12 @@ class LinkCurve:
     smallest_bytes: float = BYTES_PER_MEGABYTE
     latency_s: float = 0.0
     origin: Origin = field(default_factory=lambda: Origin(kind=MEASURED))
+    seconds_at: tuple[tuple[float, float], ...] = ()
 
     def bytes_per_s(self, payload_bytes: float) -> float:
-        """Bandwidth for one payload, never falling as the payload grows."""
+        """Bandwidth for one payload; that of the polynomial never falls as the payload grows."""
+        if self.seconds_at:
+            return payload_bytes / self._timed_s(payload_bytes)
         low = float(np.log2(self.smallest_bytes / BYTES_PER_MEGABYTE))
         high = float(np.log2(max(payload_bytes, self.smallest_bytes) / BYTES_PER_MEGABYTE))
         ends = [low, high]
@@ -50,7 +57,18 @@ class LinkCurve:
         """Seconds to move one payload over the idle link; nothing to move takes no time."""
         if payload_bytes <= 0:
             return 0.0
+        if self.seconds_at:
+            return self._timed_s(payload_bytes)
         return self.latency_s + payload_bytes / self.bytes_per_s(payload_bytes)
+
+    def _timed_s(self, payload_bytes: float) -> float:
+        payloads, seconds = zip(*self.seconds_at, strict=True)
+        if payload_bytes <= payloads[-1]:
+            return float(np.interp(payload_bytes, payloads, seconds))
+        if len(payloads) == 1:
+            return float(seconds[0] * payload_bytes / payloads[0])
+        per_byte_s = (seconds[-1] - seconds[-2]) / (payloads[-1] - payloads[-2])
+        return float(seconds[-1] + (payload_bytes - payloads[-1]) * per_byte_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,13 +84,33 @@ class LayerTimes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerSizes:
-    """Sizes on one of the `tp` devices that share a layer; everything but the weights is per sequence."""
+    """Sizes on one of the `tp` devices that share a layer; everything but the weights is per sequence.
+
+    `trainable_params_L` counts the weights that get gradients, None for all of them. `working_bytes_L` is
+    what a layer needs beside what it keeps while it runs forward or backward; None where it wasn't measured:
+    a gradient for each tensor the layer keeps, for its input and for its output.
+    """
 
     params_L: FloatArray
     weight_bytes_L: FloatArray
     activation_bytes_L: FloatArray
     input_bytes_L: FloatArray
     output_bytes_L: FloatArray
+    trainable_params_L: FloatArray | None = None
+    working_bytes_L: FloatArray | None = None
+
+    @property
+    def trained_L(self) -> FloatArray:
+        """Weights that get gradients."""
+        return self.params_L if self.trainable_params_L is None else self.trainable_params_L
+
+    @property
+    def needed_L(self) -> FloatArray:
+        """Bytes beside the kept ones while one sequence is in a layer."""
+        if self.working_bytes_L is not None:
+            return self.working_bytes_L
+        # Not through a sum over names: the order of the terms decides the last bit.
+        return self.activation_bytes_L + self.output_bytes_L + self.input_bytes_L
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,8 +120,9 @@ class RunFacts:
     `overhead_bytes` is what a device holds before the first weight (driver context, libraries,
     communicators). `scatter_border`: whether the ranks of a tensor group send disjoint parts of the border
     activation and gather them after arrival (True), or each sends its full copy (False). `fused_update`: one
-    optimiser call per stage (True) or one per layer (False). `tied_bytes` is the weight shared by the first
-    and the last layer, per rank.
+    optimiser call per stage (True) or one per layer (False). `tied_bytes` is the gradient of the weight
+    shared by the first and the last layer, per rank. `tied_params` counts that weight where the sizes list it
+    in both layers, so that a stage with both holds it once.
     """
 
     gradient_bytes_per_param: float
@@ -94,6 +133,36 @@ class RunFacts:
     scatter_border: bool = False
     fused_update: bool = True
     tied_bytes: float = 0.0
+    tied_params: float = 0.0
+    origins: Mapping[str, Origin] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfiledJob:
+    """The job that the layers were measured under; other jobs have other times."""
+
+    dtype: str
+    sequence_tokens: int
+    adapter_rank: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecutorFacts:
+    """What an executor adds to its layers, and what of it can be priced.
+
+    `blocking_transfers`: whether both stages at a border wait while a tensor crosses it. A stage spends
+    `micro_batch_overhead_s` on every micro-batch and `step_overhead_s` on every step outside its layers. A
+    process holds `overhead_bytes` before the first weight (None: as in `RunFacts`). `zero_levels`, unequal
+    shares of a micro-batch and recomputed layers are impossible unless listed here.
+    """
+
+    blocking_transfers: bool = False
+    step_overhead_s: float = 0.0
+    micro_batch_overhead_s: float = 0.0
+    overhead_bytes: float | None = None
+    zero_levels: tuple[int, ...] = (0,)
+    unequal_shares: bool = False
+    recompute: bool = False
     origins: Mapping[str, Origin] = field(default_factory=dict)
 
 
@@ -102,7 +171,8 @@ class Profile:
     """Everything measured about one model on some device types.
 
     `times[type][tp]`, `sizes[tp]`; `outer[(from, to)]` is the link between one device of each type on two
-    hosts; `inner[(type, count)]` the fabric among `count` devices of one host.
+    hosts; `inner[(type, count)]` the fabric among `count` devices of one host. Without `job` the profile is
+    one of full fine-tuning; without `executors` every executor is free of overhead.
     """
 
     model_name: str
@@ -111,6 +181,8 @@ class Profile:
     outer: Mapping[tuple[str, str], LinkCurve]
     inner: Mapping[tuple[str, int], LinkCurve]
     facts: RunFacts
+    job: ProfiledJob | None = None
+    executors: Mapping[str, ExecutorFacts] = field(default_factory=dict)
 
     @property
     def num_layers(self) -> int:
@@ -220,12 +292,31 @@ def layer_sizes(profile: Profile, tp: int) -> LayerSizes:
     """Sizes of every layer at one tensor-parallel degree, interpolated like the times."""
     if tp in profile.sizes:
         return profile.sizes[tp]
-    fields = ("params_L", "weight_bytes_L", "activation_bytes_L", "input_bytes_L", "output_bytes_L")
-    values = {
-        name: between_degrees(tp, {t: getattr(s, name) for t, s in profile.sizes.items()}, what="layer sizes")
-        for name in fields
-    }
+    values = {}
+    for column in fields(LayerSizes):
+        known = {degree: getattr(sizes, column.name) for degree, sizes in profile.sizes.items()}
+        if all(values_L is not None for values_L in known.values()):
+            values[column.name] = between_degrees(tp, known, what="layer sizes")
     return LayerSizes(**values)
+
+
+def executor_facts(profile: Profile, executor: str) -> ExecutorFacts:
+    """What the profile says of an executor; a profile that speaks of none promises none any overhead.
+
+    Raises:
+        InputError: `profile-executor-missing`.
+    """
+    known = profile.executors
+    if not known:
+        return ExecutorFacts()
+    if executor not in known:
+        raise InputError(
+            "profile-executor-missing",
+            f"the profile of {profile.model_name} has no executor {executor!r}"
+            f" (it has {', '.join(sorted(known))})",
+            hint="plan for an executor it has, or measure this one: `echelon profile`",
+        )
+    return known[executor]
 
 
 def time_origin(profile: Profile, type_name: str, tp: int, micro_batch_size: int) -> Origin:

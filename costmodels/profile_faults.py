@@ -13,10 +13,12 @@ from math import isfinite
 import numpy as np
 
 from costmodels.interface import FloatArray
-from costmodels.measured_profile import LayerTimes, LinkCurve, Profile, RunFacts
+from costmodels.measured_profile import ExecutorFacts, LayerTimes, LinkCurve, Profile, ProfiledJob, RunFacts
+from costmodels.workload import DTYPE_BYTES
 from policies.errors import Fault
 
 NOT_NEGATIVE = "numbers of 0 or more"
+SWITCHES = frozenset({"scatter_border", "fused_update", "blocking_transfers", "unequal_shares", "recompute"})
 
 
 def profile_faults(profile: Profile) -> list[Fault]:
@@ -43,7 +45,10 @@ def profile_faults(profile: Profile) -> list[Fault]:
     for ends, curve in [*profile.outer.items(), *profile.inner.items()]:
         kind = "inner" if isinstance(ends[1], int) else "outer"
         found += _curve_faults(f"{kind}[{ends[0]}, {ends[1]}]", curve)
-    return found + list(_fact_faults(profile.facts))
+    found += _fact_faults("facts", profile.facts)
+    for name, facts in profile.executors.items():
+        found += _fact_faults(f"executors.{name}", facts)
+    return found + (list(_job_faults(profile.job)) if profile.job is not None else [])
 
 
 def _size_faults(profile: Profile) -> Iterator[Fault]:
@@ -51,6 +56,8 @@ def _size_faults(profile: Profile) -> Iterator[Fault]:
         yield from _degree_faults(f"sizes.{degree}", degree)
         for column in fields(sizes):
             values_L = getattr(sizes, column.name)
+            if values_L is None:
+                continue
             yield from _array_faults(f"sizes.{degree}.{column.name}", values_L, (profile.num_layers,))
 
 
@@ -85,7 +92,10 @@ def _by(shape: tuple[int, ...]) -> str:
 
 def _curve_faults(place: str, curve: LinkCurve) -> Iterator[Fault]:
     figures = (*curve.gigabytes_per_s, curve.ceiling_bytes_per_s, curve.smallest_bytes, curve.latency_s)
-    if not all(map(isfinite, figures)) or curve.smallest_bytes <= 0.0 or curve.latency_s < 0.0:
+    if curve.seconds_at and not _timed_well(curve.seconds_at):
+        limit = "pairs of bytes and seconds above 0, bytes ascending, seconds never falling"
+        yield Fault(place=f"{place}.seconds_at", value=str(curve.seconds_at)[:60], limit=limit)
+    elif not all(map(isfinite, figures)) or curve.smallest_bytes <= 0.0 or curve.latency_s < 0.0:
         yield Fault(place=place, value="a figure out of range", limit="finite ones, latency_s 0 or more")
     elif not curve.gigabytes_per_s or curve.bytes_per_s(curve.smallest_bytes) <= 0.0:
         yield Fault(
@@ -93,15 +103,38 @@ def _curve_faults(place: str, curve: LinkCurve) -> Iterator[Fault]:
         )
 
 
-def _fact_faults(facts: RunFacts) -> Iterator[Fault]:
+def _timed_well(pairs: tuple[tuple[float, float], ...]) -> bool:
+    above_zero = all(isfinite(size) and isfinite(s) and size > 0.0 and s > 0.0 for size, s in pairs)
+    return above_zero and all(a[0] < b[0] and a[1] <= b[1] for a, b in pairwise(pairs))
+
+
+def _fact_faults(part: str, facts: RunFacts | ExecutorFacts) -> Iterator[Fault]:
     for entry in fields(facts):
-        value = getattr(facts, entry.name)
-        if entry.name == "origins":
+        value, place = getattr(facts, entry.name), f"{part}.{entry.name}"
+        if entry.name == "origins" or (entry.name == "overhead_bytes" and value is None):
             continue
-        if entry.name in ("scatter_border", "fused_update"):
+        if entry.name == "zero_levels":
+            if not value or any(type(level) is not int or not 0 <= level <= 3 for level in value):
+                yield Fault(place=place, value=repr(value)[:60], limit="some of 0, 1, 2 and 3")
+        elif entry.name in SWITCHES:
             if not isinstance(value, bool):
-                yield Fault(place=f"facts.{entry.name}", value=repr(value)[:60], limit="true or false")
-        elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
-            yield Fault(place=f"facts.{entry.name}", value=repr(value)[:60], limit="a number of 0 or more")
+                yield Fault(place=place, value=repr(value)[:60], limit="true or false")
+        elif not _is_amount(value):
+            yield Fault(place=place, value=repr(value)[:60], limit="a number of 0 or more")
         elif entry.name == "memory_bytes_per_s" and value == 0:
-            yield Fault(place=f"facts.{entry.name}", value="0", limit="a rate above 0")
+            yield Fault(place=place, value="0", limit="a rate above 0")
+
+
+def _job_faults(job: ProfiledJob) -> Iterator[Fault]:
+    if job.dtype not in DTYPE_BYTES:
+        yield Fault(place="job.dtype", value=repr(job.dtype)[:60], limit=f"one of {', '.join(DTYPE_BYTES)}")
+    for name, least in (("sequence_tokens", 1), ("adapter_rank", 0)):
+        value = getattr(job, name)
+        if type(value) is not int or value < least:
+            yield Fault(
+                place=f"job.{name}", value=repr(value)[:60], limit=f"a whole number of {least} or more"
+            )
+
+
+def _is_amount(value: object) -> bool:
+    return not isinstance(value, bool) and isinstance(value, int | float) and 0 <= value < float("inf")

@@ -22,10 +22,12 @@ import numpy as np
 from costmodels.interface import Origin
 from costmodels.measured_profile import (
     MEASURED,
+    ExecutorFacts,
     LayerSizes,
     LayerTimes,
     LinkCurve,
     Profile,
+    ProfiledJob,
     RunFacts,
     repair_times,
 )
@@ -130,15 +132,17 @@ def profile_to_document(profile: Profile) -> dict[str, Any]:
     """The profile as JSON values, ready for `json.dumps`; `profile_from_document` reads it back equal."""
 
     def curve(value: LinkCurve) -> dict[str, Any]:
-        return {**asdict(value), "gigabytes_per_s": list(value.gigabytes_per_s)}
+        written = {**asdict(value), "gigabytes_per_s": list(value.gigabytes_per_s)}
+        timed = [list(pair) for pair in written.pop("seconds_at")]
+        return {**written, "seconds_at": timed} if timed else written
 
     def to_list(item: Any) -> Any:
         return item.tolist() if isinstance(item, np.ndarray) else item
 
     def arrays(value: LayerTimes | LayerSizes) -> dict[str, Any]:
-        return {name: to_list(item) for name, item in asdict(value).items()}
+        return {name: to_list(item) for name, item in asdict(value).items() if item is not None}
 
-    return {
+    document = {
         "schema": SCHEMA,
         "model": profile.model_name,
         "times": {d: {str(tp): arrays(t) for tp, t in by_tp.items()} for d, by_tp in profile.times.items()},
@@ -147,6 +151,14 @@ def profile_to_document(profile: Profile) -> dict[str, Any]:
         "inner": [{"type": a, "count": n, **curve(c)} for (a, n), c in profile.inner.items()],
         "facts": asdict(profile.facts),
     }
+    if profile.job is not None:
+        document["job"] = asdict(profile.job)
+    if profile.executors:
+        document["executors"] = {
+            name: {**asdict(facts), "zero_levels": list(facts.zero_levels)}
+            for name, facts in profile.executors.items()
+        }
+    return document
 
 
 def profile_from_document(document: object) -> Profile:
@@ -160,8 +172,7 @@ def profile_from_document(document: object) -> Profile:
         found = document.get("schema") if isinstance(document, Mapping) else type(document).__name__
         raise InputError("profile-schema", f"schema {found!r} found, {SCHEMA!r} expected", hint="write anew")
     try:
-        facts = dict(document["facts"])
-        facts["origins"] = {name: Origin(**origin) for name, origin in facts.get("origins", {}).items()}
+        facts = RunFacts(**_with_origins(document["facts"]))
         profile = Profile(
             model_name=str(document["model"]),
             times={
@@ -174,7 +185,9 @@ def profile_from_document(document: object) -> Profile:
             },
             outer={(value["from"], value["to"]): _curve(value) for value in document["outer"]},
             inner={(value["type"], int(value["count"])): _curve(value) for value in document["inner"]},
-            facts=RunFacts(**facts),
+            facts=facts,
+            job=None if document.get("job") is None else ProfiledJob(**document["job"]),
+            executors={name: _executor(value) for name, value in document.get("executors", {}).items()},
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as fault:
         raise InputError(
@@ -197,6 +210,16 @@ def _times(value: Mapping[str, Any]) -> LayerTimes:
     )
 
 
+def _with_origins(value: Mapping[str, Any]) -> dict[str, Any]:
+    origins = {name: Origin(**origin) for name, origin in value.get("origins", {}).items()}
+    return {**value, "origins": origins}
+
+
+def _executor(value: Mapping[str, Any]) -> ExecutorFacts:
+    known = _with_origins(value)
+    return ExecutorFacts(**{**known, "zero_levels": tuple(known.get("zero_levels", (0,)))})
+
+
 def _curve(value: Mapping[str, Any]) -> LinkCurve:
     return LinkCurve(
         gigabytes_per_s=tuple(float(item) for item in value["gigabytes_per_s"]),
@@ -204,6 +227,7 @@ def _curve(value: Mapping[str, Any]) -> LinkCurve:
         smallest_bytes=float(value["smallest_bytes"]),
         latency_s=float(value["latency_s"]),
         origin=Origin(**value["origin"]),
+        seconds_at=tuple((float(size), float(seconds)) for size, seconds in value.get("seconds_at", ())),
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from costmodels.fleet import Fleet
-from costmodels.interface import CostModel
+from costmodels.interface import CostModel, priced_for
 from costmodels.workload import Workload
 from planner.candidates import (
     EXECUTORS,
@@ -44,7 +44,7 @@ def build_problem(
 
     Raises:
         PolicyRefusedError: `two-boundaries` when only two boundaries would exchange aggregates unaccepted.
-        EchelonError: `unknown-executor`, `price-needs-target`.
+        EchelonError: `unknown-executor`, `price-needs-target`; what the cost model says of the executor.
     """
     objective = objective or Objective()
     if executor not in EXECUTORS:
@@ -70,6 +70,7 @@ def build_problem(
             "each could derive the other's delta from the new global model",
             hint="add a third boundary, or set `accept_two_boundaries: true` in the policy",
         )
+    cost_model = priced_for(cost_model, executor)
     boundaries = tuple(
         _build_boundary(fleet, name, len(names), workload, policy, cost_model, objective, executor, rule)
         for name in names

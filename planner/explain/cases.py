@@ -6,7 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from costmodels.fleet import Device, Fleet
-from costmodels.interface import Cluster, CostModel, Interval, StageCost, Strategy, TabulatedCostModel
+from costmodels.interface import (
+    Cluster,
+    CostModel,
+    Interval,
+    StageCost,
+    Strategy,
+    TabulatedCostModel,
+    priced_for,
+)
 from costmodels.registry import cost_model
 from costmodels.workload import Workload
 from planner.build import build_problem
@@ -53,7 +61,7 @@ class Case:
         policy = replace(self.policy, boundaries=(self.boundary,))
         if self.num_boundaries > 1:
             policy = replace(policy, usd_per_hour_max=None)
-        model = self.model_of(self.workload)
+        model = priced_for(self.model_of(self.workload), self.executor)
         fleet = self.fleet
         if self.roomy:
             if isinstance(model, TabulatedCostModel):
