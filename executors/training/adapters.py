@@ -16,13 +16,14 @@ def lora_config(spec: ModelSpec, family: Family) -> Any:
     """PEFT's description of the job's adapters."""
     from peft import LoraConfig
 
+    alpha = spec.adapter_alpha
     modules = dict.fromkeys(
         family.modules[target] for target in spec.adapter_targets if target in family.modules
     )
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=spec.adapter_rank,
-        lora_alpha=spec.adapter_alpha,
+        lora_alpha=int(alpha) if alpha == int(alpha) else alpha,
         lora_dropout=spec.adapter_dropout,
         target_modules=sorted(modules),
         fan_in_fan_out=family.transposed,
@@ -30,11 +31,14 @@ def lora_config(spec: ModelSpec, family: Family) -> Any:
     )
 
 
-def add_adapters(layer: ChainLayer, spec: ModelSpec, family: Family) -> None:
-    """Put adapters on the layer's targets; they alone are trained."""
+def add_adapters(
+    layer: ChainLayer, spec: ModelSpec, family: Family, *, without_weights: bool = False
+) -> None:
+    """Put adapters on the layer's targets; they alone are trained. `without_weights`: shapes alone."""
     from peft import inject_adapter_in_model
 
-    inject_adapter_in_model(lora_config(spec, family), layer, adapter_name=_ADAPTER)
+    config = lora_config(spec, family)
+    inject_adapter_in_model(config, layer, adapter_name=_ADAPTER, low_cpu_mem_usage=without_weights)
 
 
 def is_adapter(parameter_name: str) -> bool:

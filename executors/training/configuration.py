@@ -68,7 +68,7 @@ def read_configuration(spec: ModelSpec, family: Family) -> Any:
         InputError: `model-not-built` with every setting that can't be trained here;
             `start-of-another-model` with every setting in which the start folder's config.json differs.
     """
-    config = _parsed(spec.config)
+    config = parsed_configuration(spec.config)
     faults = [
         Fault(place=name, value=repr(getattr(config, name)), limit="not set")
         for name in (*family.unset, "quantization_config")
@@ -107,7 +107,7 @@ def _require_same_model(config: Any, start: Path) -> None:
     if not path.exists():
         return
     try:
-        other = _parsed(json.loads(path.read_text()))
+        other = parsed_configuration(json.loads(path.read_text()))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             "start-of-another-model",
@@ -129,7 +129,8 @@ def _require_same_model(config: Any, start: Path) -> None:
         )
 
 
-def _parsed(config: Mapping[str, Any]) -> Any:
+def parsed_configuration(config: Mapping[str, Any]) -> Any:
+    """The configuration as an object of its family's class, unchecked."""
     from transformers import CONFIG_MAPPING
 
     return CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
