@@ -92,7 +92,7 @@ class Executor(Protocol):
         """Every reason why this executor can't run the replica; empty when it can."""
         ...
 
-    def supports_job(self, job: TrainingJob) -> tuple[Reason, ...]:
+    def supports_job(self, plan: Plan, replica: ReplicaPlan, job: TrainingJob) -> tuple[Reason, ...]:
         """Every reason why this executor can't follow the training job."""
         ...
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 import deepspeed
@@ -18,23 +19,29 @@ from executors.ds_pipeline.command import ds_config
 from executors.ds_pipeline.states import gather_states, load_states, restart_counters
 from executors.layout import Layout
 from executors.training.chain import Chain, token_loss, with_recompute
-from executors.training.clock import Clock
+from executors.training.clock import Clock, Kind
 from executors.training.engine import LayerState, StepResult
 from executors.training.model_spec import ModelSpec
 from executors.training.optimiser import build_optimiser, set_learning_rate
 from planner.plan import ReplicaPlan
 from planner.training import TrainingJob
 
-BatchOf = Callable[[int, int, slice], torch.Tensor]
+BatchOf = Callable[[int, int, range], torch.Tensor]
+LossOf = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+IGNORED = -100
+GROUP_TIMEOUT = timedelta(minutes=10)
 EvaluationBatch = Callable[[int], torch.Tensor | None]
 
 
-def forego_shared_memory_operator() -> None:
-    """Keep DeepSpeed from compiling an operator at the first start.
+def join(device: torch.device) -> None:
+    """Meet the other ranks at the address in the environment, as DeepSpeed wants it done.
 
-    It serves all-reduces of inference engines alone, takes half a minute and needs a compiler.
+    DeepSpeed would compile an operator here at the first start on a processor. It serves all-reduces of
+    inference engines alone, takes half a minute and needs a compiler, so it does without.
     """
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    deepspeed.init_distributed(backend, verbose=False, timeout=GROUP_TIMEOUT)
 
 
 class Anchored(nn.Module):
@@ -125,21 +132,27 @@ class DeepSpeedEngine:
         return StepResult(loss=loss, gradient_norm=norm)
 
     def evaluate(self) -> float:
-        """Mean loss over the held-out sequences."""
-        batches = list(iter_evaluation(self.evaluation_batch))
-        if not batches:
-            return float("nan")
-        rows = [batch[self._rows()] for batch in batches]
+        """Mean loss over the held-out sequences.
+
+        A micro-batch too small for the grid is filled up with rows whose labels count for nothing.
+        """
+        batches = list(iter_evaluation(self.evaluation_batch, self.replica.micro_batch_size))
+        pairs = [self._padded(batch) for batch in batches]
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
         if self.pipelined:
-            pairs = ((self._inputs(batch), self._labels(batch)) for batch in rows)
-            mean = self.engine.eval_batch(pairs, num_micro_batches=len(rows))
-            self.engine.module.train()
-            return float(mean)
-        self.engine.module.eval()
-        with torch.no_grad():
-            total = sum(self.engine(self._inputs(batch), self._labels(batch)).float() for batch in rows)
+            self.engine.module.loss_fn = summed_loss
+            losses = self.engine.eval_batch(
+                iter(pairs), num_micro_batches=len(pairs), reduce_output=None, bcast_loss=False
+            )
+            self.engine.module.loss_fn = token_loss
+            total += sum(loss.double() for loss in losses or ())
+        else:
+            self.engine.module.eval()
+            with torch.no_grad():
+                total += sum(self.engine.module(*pair, loss=summed_loss).double() for pair in pairs)
         self.engine.module.train()
-        return self._mean_of_ranks(total / len(rows))
+        dist.all_reduce(total)
+        return float(total) / sum(batch[:, 1:].numel() for batch in batches)
 
     def layer_states(self) -> Mapping[int, LayerState]:
         """Trained weights and moments of this stage, on its first rank."""
@@ -206,7 +219,7 @@ class DeepSpeedEngine:
 
     def _timed_step(self, step: Callable[..., Any]) -> Callable[..., Any]:
         def run(engine: Any, *args: Any, **kwargs: Any) -> Any:
-            with self.clock.span("optimiser"):
+            with self.clock.span(Kind.OPTIMISER):
                 if not self.shards:
                     self.norm = self._clip()
                 return step(engine, *args, **kwargs)
@@ -235,13 +248,13 @@ class DeepSpeedEngine:
         total = torch.zeros((), device=self.device)
         for j in range(self.replica.micro_batches):
             batch = self.batch_of(step, j, self._rows())
-            with self.clock.span("forward", j):
+            with self.clock.span(Kind.FORWARD, j):
                 loss = self.engine(self._inputs(batch), self._labels(batch))
-            with self.clock.span("backward", j):
+            with self.clock.span(Kind.BACKWARD, j):
                 self.engine.backward(loss)
             if not self.shards and j == self.replica.micro_batches - 1:
                 self.norm = self._clip()
-            with self.clock.span("optimiser"):
+            with self.clock.span(Kind.OPTIMISER):
                 self.engine.step()
             total += loss.detach().float()
         return self._mean_of_ranks(total / self.replica.micro_batches)
@@ -250,9 +263,18 @@ class DeepSpeedEngine:
         dist.all_reduce(value)
         return float(value) / self.layout.world_size
 
-    def _rows(self) -> slice:
+    def _rows(self) -> range:
         share = self.replica.micro_batch_size // self.stage.dp
-        return slice(self.me.dp_i * share, (self.me.dp_i + 1) * share)
+        return range(self.me.dp_i * share, (self.me.dp_i + 1) * share)
+
+    def _padded(self, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """This rank's rows as inputs and labels."""
+        rows = self._rows()
+        mine = batch[rows.start : rows.stop]
+        inputs = mine.new_zeros((len(rows), mine.shape[1] - 1))
+        labels = torch.full_like(inputs, IGNORED)
+        inputs[: len(mine)], labels[: len(mine)] = mine[:, :-1], mine[:, 1:]
+        return inputs.to(self.device), labels.to(self.device)
 
     def _micro_batches(self, step: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for j in range(self.replica.micro_batches):
@@ -283,12 +305,18 @@ class WholeModel(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(layers)
 
-    def forward(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Mean loss of a micro-batch."""
+    def forward(self, inputs: torch.Tensor, labels: torch.Tensor, loss: LossOf = token_loss) -> torch.Tensor:
+        """Loss of a micro-batch."""
         given = inputs
         for layer in self.layers:
             given = layer(given)
-        return token_loss(given, labels)
+        return loss(given, labels)
+
+
+def summed_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Sum of the losses of all tokens but the ignored ones, in fp32."""
+    flat = logits.float().flatten(0, 1)
+    return nn.functional.cross_entropy(flat, labels.flatten(), reduction="sum", ignore_index=IGNORED)
 
 
 def built_layers(
@@ -304,27 +332,27 @@ def built_layers(
     return layers
 
 
-def iter_evaluation(evaluation_batch: EvaluationBatch) -> Iterator[torch.Tensor]:
-    """The held-out batches in order."""
+def iter_evaluation(evaluation_batch: EvaluationBatch, size: int) -> Iterator[torch.Tensor]:
+    """The held-out batches in order, none with more rows than a micro-batch."""
     k = 0
     while (batch := evaluation_batch(k)) is not None:
-        yield batch
+        yield from batch.split(size)
         k += 1
 
 
 _CLOCKED = {
-    schedule.ForwardPass: "forward",
-    schedule.BackwardPass: "backward",
-    schedule.SendActivation: "send",
-    schedule.SendGrad: "send",
-    schedule.RecvActivation: "receive",
-    schedule.RecvGrad: "receive",
-    schedule.ReduceGrads: "sync",
-    schedule.ReduceTiedGrads: "sync",
+    schedule.ForwardPass: Kind.FORWARD,
+    schedule.BackwardPass: Kind.BACKWARD,
+    schedule.SendActivation: Kind.SEND,
+    schedule.SendGrad: Kind.SEND,
+    schedule.RecvActivation: Kind.RECEIVE,
+    schedule.RecvGrad: Kind.RECEIVE,
+    schedule.ReduceGrads: Kind.SYNC,
+    schedule.ReduceTiedGrads: Kind.SYNC,
 }
 
 
-def _timed(clock: Clock, kind: str, execute: Callable[..., Any]) -> Callable[..., Any]:
+def _timed(clock: Clock, kind: Kind, execute: Callable[..., Any]) -> Callable[..., Any]:
     def run(engine: Any, *args: Any, **kwargs: Any) -> Any:
         with clock.span(kind):
             return execute(engine, *args, **kwargs)

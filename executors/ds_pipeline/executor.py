@@ -25,7 +25,7 @@ class DeepSpeedExecutor:
         """Every reason why DeepSpeed can't run the replica; `planner.execution` lists them."""
         return reasons(self.name, plan, replica)
 
-    def supports_job(self, job: TrainingJob) -> tuple[Reason, ...]:
+    def supports_job(self, plan: Plan, replica: ReplicaPlan, job: TrainingJob) -> tuple[Reason, ...]:
         """DeepSpeed's pipeline knows one order of passes."""
         if job.pipeline is PipelineSchedule.ONE_FORWARD_ONE_BACKWARD:
             return ()

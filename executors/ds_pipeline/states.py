@@ -27,6 +27,8 @@ def restart_counters(engine: Any) -> None:
 
 def gather_states(engine: Any, trained: Trained, *, sharded: bool) -> dict[int, dict[str, torch.Tensor]]:
     """Whole fp32 tensors by layer; with shards every rank of the stage has to take part."""
+    if sharded:
+        _link(engine)
     states: dict[int, dict[str, torch.Tensor]] = {}
     for (layer_i, name), parameter in trained.items():
         found = {"weight": _weight(parameter, sharded)}
@@ -84,14 +86,26 @@ def _moment(engine: Any, parameter: nn.Parameter, key: str, sharded: bool) -> to
 
 def _allocate(engine: Any) -> None:
     """Make the moments of every shard exist: AdamW makes its own with the first step only."""
-    inner = _inner(engine)
-    for group in inner.param_groups:
-        for shard in group["params"]:
-            if not inner.state[shard]:
-                inner.state[shard] = {"step": torch.zeros(())}
-                inner.state[shard] |= {key: torch.zeros_like(shard) for key in MOMENTS}
+    state = _inner(engine).state
+    for shard in _shards(engine):
+        if not state[shard]:
+            state[shard] = {"step": torch.zeros(()), **{key: torch.zeros_like(shard) for key in MOMENTS}}
+    _link(engine)
+
+
+def _shards(engine: Any) -> list[torch.Tensor]:
+    """What the torch optimiser steps. ZeRO-3 hands it over only for the moment of a step."""
+    whole = getattr(engine.optimizer, "fp32_partitioned_groups_flat", None)
+    if whole is not None:
+        return list(whole)
+    return [shard for group in _inner(engine).param_groups for shard in group["params"]]
+
+
+def _link(engine: Any) -> None:
+    """Tie shards to their moments: ZeRO-1/2 do it after the first group's step, too early for others."""
     link = getattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state", None)
     if link is not None:
+        engine.optimizer._hp_optimizer_states_linked = False
         link()
 
 

@@ -69,7 +69,7 @@ class Checkpoints:
                 _flush(path)
 
     def finish(self, step: int, keep: int) -> Path:
-        """Give the checkpoint its name once all ranks have written; forget those older than the newest `keep`.
+        """Give the checkpoint its name once all ranks have written; only the newest `keep` stay.
 
         Raises:
             InputError: `checkpoint-not-shared` when layers of other hosts can't be seen here.

@@ -6,15 +6,16 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
+from executors import events
+from executors.events import Event
 from executors.training.checkpoint import Checkpoints
-from executors.training.clock import StepClock
+from executors.training.clock import Kind, Spent, StepClock
 from executors.training.engine import Engine
 from planner.training import TrainingJob
 from policies.errors import ExecutorFailedError
 
-Emit = Callable[[str, Mapping[str, Any]], None]
+Emit = Callable[[Event], None]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -27,12 +28,13 @@ class Progress:
     step_s: list[float] = field(default_factory=list)
     cpu_s: list[float] = field(default_factory=list)
     evaluations: list[tuple[int, float]] = field(default_factory=list)
+    spent: list[Mapping[Kind, Spent]] = field(default_factory=list)
 
 
 class Loop:
     """Trains from `first_step` to the job's last step. `barrier` waits for all ranks of the replica.
 
-    `leads` says that this rank speaks for the replica: its events carry what all ranks know alike.
+    Rank 0 speaks for the replica where all ranks know alike.
     """
 
     def __init__(
@@ -44,11 +46,11 @@ class Loop:
         *,
         emit: Emit,
         barrier: Callable[[], None],
-        leads: bool,
+        rank: int,
         tokens_per_step: int,
     ) -> None:
         self.engine, self.training, self.checkpoints, self.clock = engine, training, checkpoints, clock
-        self.emit, self.barrier, self.leads = emit, barrier, leads
+        self.emit, self.barrier, self.rank, self.leads = emit, barrier, rank, rank == 0
         self.tokens_per_step = tokens_per_step
 
     def run(self, first_step: int) -> Progress:
@@ -72,12 +74,12 @@ class Loop:
         return progress
 
     def _step(self, step: int, progress: Progress) -> None:
-        self.clock.start_step()
+        self.clock.take()
         wall_s, cpu_s = time.perf_counter(), time.process_time()
         result = self.engine.train_step(step, self.training.learning_rate_at(step))
         progress.step_s.append(time.perf_counter() - wall_s)
         progress.cpu_s.append(time.process_time() - cpu_s)
-        self.clock.end_step()
+        progress.spent.append(self.clock.take())
         if not math.isfinite(result.loss):
             raise ExecutorFailedError(
                 "loss-not-finite",
@@ -87,27 +89,27 @@ class Loop:
         progress.losses.append(result.loss)
         progress.gradient_norms.append(result.gradient_norm)
         self.emit(
-            "step",
-            {
-                "step": step + 1,
-                "loss": result.loss,
-                "gradient_norm": result.gradient_norm,
-                "wall_s": progress.step_s[-1],
-                "cpu_s": progress.cpu_s[-1],
-                "tokens": self.tokens_per_step if self.leads else 0,
-            },
+            events.step(
+                self.rank,
+                step=step + 1,
+                loss=result.loss,
+                gradient_norm=result.gradient_norm,
+                wall_s=progress.step_s[-1],
+                cpu_s=progress.cpu_s[-1],
+                tokens=self.tokens_per_step if self.leads else 0,
+            )
         )
 
     def _evaluate(self, step: int, progress: Progress) -> None:
         loss = self.engine.evaluate()
         progress.evaluations.append((step, loss))
         if self.leads:
-            self.emit("evaluation", {"step": step, "loss": loss})
+            self.emit(events.evaluation(self.rank, step=step, loss=loss))
 
     def _checkpoint(self, step: int) -> None:
         self.checkpoints.write_layers(step, self.engine.layer_states())
         self.barrier()
         if self.leads:
             folder = self.checkpoints.finish(step, self.training.checkpoint_keep)
-            self.emit("checkpoint", {"step": step, "folder": str(folder)})
+            self.emit(events.checkpoint(self.rank, step=step, folder=str(folder)))
         self.barrier()

@@ -1,0 +1,265 @@
+"""Everything between a rank's start and its last event: text, process group, engine, loop, results."""
+
+from __future__ import annotations
+
+import json
+import resource
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from executors import events
+from executors.layout import Layout, Rank
+from executors.runfile import Run
+from executors.training.batches import Batches
+from executors.training.chain import Chain
+from executors.training.checkpoint import Checkpoints
+from executors.training.clock import Spent, StepClock
+from executors.training.engine import Engine
+from executors.training.export import write_adapter
+from executors.training.loop import Emit, Loop, Progress
+from executors.training.model_spec import ModelSpec, model_spec
+from executors.training.prepare import prepare_text
+from executors.training.recompute import recomputed_layers
+from executors.training.report import WARM_UP_STEPS, build_report, rank_summary
+from planner.execution import DEEPSPEED
+from policies.errors import InputError
+
+GROUP_TIMEOUT = timedelta(minutes=10)
+CHECKPOINTS = "checkpoints"
+ADAPTER = "adapter"
+REPORT = "report.json"
+
+
+def train(run: Run, layout: Layout, me: Rank, emit: Emit) -> None:
+    """Train this rank's part from the newest checkpoint, or from the start, to the last step.
+
+    Raises:
+        EchelonError: what a user can mend, by name.
+    """
+    torch.set_num_threads(run.training.threads_per_device or 1)
+    device = _device(run, me)
+    spec = model_spec(run.inputs.workload, run.training)
+    reads_text = me.stage in (0, len(run.replica.stages) - 1)
+    batches = _batches(run, spec) if reads_text else None
+    _join(run.replica.executor, device)
+    _require_same_text(batches)
+    clock = StepClock()
+    checkpoints = Checkpoints(run.folder / CHECKPOINTS, spec)
+    first_step = _first_step(run, checkpoints)
+    chain = Chain(spec)
+    engine = _engine(run, layout, me, chain, spec, batches, device, clock)
+    if first_step:
+        interval = range(*run.replica.stages[me.stage].layers)
+        engine.load_layer_states(checkpoints.read(first_step, interval), first_step)
+    emit(events.ready(me.rank, first_step, device=me.device, stage=me.stage))
+    tokens_per_step = run.inputs.workload.job.tokens_per_step
+    leads = me.rank == 0
+    loop = Loop(
+        engine,
+        run.training,
+        checkpoints,
+        clock,
+        emit=emit,
+        barrier=dist.barrier,
+        rank=me.rank,
+        tokens_per_step=tokens_per_step,
+    )
+    progress = loop.run(first_step)
+    _export(run, chain, checkpoints, emit if leads else None)
+    summaries = _gathered(_summary(me, progress), layout.world_size)
+    if leads:
+        _write_report(run, layout, summaries, progress)
+    dist.barrier()
+    engine.close()
+
+
+def _device(run: Run, me: Rank) -> torch.device:
+    wants = run.file.accelerator
+    if wants == "cuda" or (wants == "auto" and torch.cuda.is_available()):
+        if not torch.cuda.is_available():
+            raise InputError(
+                "no-accelerator",
+                f"device {me.device} should be a GPU, and torch finds none here",
+                hint="check the driver with nvidia-smi, or launch with `--accelerator cpu`",
+            )
+        index = (me.rank if run.file.one_machine else me.local_rank) % torch.cuda.device_count()
+        torch.cuda.set_device(index)
+        return torch.device("cuda", index)
+    return torch.device("cpu")
+
+
+def _join(executor: str, device: torch.device) -> None:
+    """Meet the other ranks, at the address in the environment."""
+    if executor == DEEPSPEED:
+        from executors.ds_pipeline.engine import join
+
+        join(device)
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=GROUP_TIMEOUT)
+
+
+def _batches(run: Run, spec: ModelSpec) -> Batches:
+    prepared = prepare_text(
+        run.training,
+        folder=run.folder,
+        vocab_size=spec.vocab_size,
+        sequence_tokens=spec.sequence_tokens,
+        participant=run.file.participant,
+        num_participants=run.file.num_participants,
+    )
+    return Batches(prepared, run.training.seed)
+
+
+def _require_same_text(batches: Batches | None) -> None:
+    """First and last stage read tokens and labels on their own hosts: they must be those of one text."""
+    found: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, None if batches is None else batches.sha256)
+    known = sorted({sha256 for sha256 in found if sha256 is not None})
+    if len(known) > 1:
+        raise InputError(
+            "texts-differ",
+            f"the hosts of the first and last stage hold different texts: {', '.join(s[:16] for s in known)}",
+            hint="give all hosts the same files, or put them on a shared file system",
+        )
+
+
+def _first_step(run: Run, checkpoints: Checkpoints) -> int:
+    """The step to continue from; rank 0 decides, so that all ranks agree."""
+    if dist.get_rank() == 0:
+        checkpoints.discard_partial()
+    steps = checkpoints.found() if run.file.resume else []
+    chosen = [steps[-1] if steps else 0]
+    dist.broadcast_object_list(chosen, src=0)
+    return int(chosen[0])
+
+
+def _engine(
+    run: Run,
+    layout: Layout,
+    me: Rank,
+    chain: Chain,
+    spec: ModelSpec,
+    batches: Batches | None,
+    device: torch.device,
+    clock: StepClock,
+) -> Engine:
+    batch_of, evaluation_batch = _batch_functions(run, spec, batches)
+    common: dict[str, Any] = {
+        "chain": chain,
+        "replica": run.replica,
+        "layout": layout,
+        "rank": me.rank,
+        "batch_of": batch_of,
+        "evaluation_batch": evaluation_batch,
+        "training": run.training,
+        "device": device,
+        "clock": clock,
+    }
+    if run.replica.executor == DEEPSPEED:
+        from executors.ds_pipeline.engine import DeepSpeedEngine
+
+        stage = run.replica.stages[me.stage]
+        recomputed = recomputed_layers(run.inputs.workload, *stage.layers, stage.recompute)
+        return DeepSpeedEngine(spec=spec, recomputed=recomputed, **common)
+    from executors.torch_native.engine import TorchEngine
+
+    return TorchEngine(**common)
+
+
+def _batch_functions(
+    run: Run, spec: ModelSpec, batches: Batches | None
+) -> tuple[Callable[[int, int, range], torch.Tensor], Callable[[int], torch.Tensor | None]]:
+    """Micro-batches of a step and of the held-out text, as int64 tensors of T + 1 tokens."""
+    count, size = run.replica.micro_batches, run.replica.micro_batch_size
+
+    def batch_of(step: int, j: int, rows: range) -> torch.Tensor:
+        if batches is None:
+            # Middle stages see neither tokens nor labels: only shapes.
+            return torch.zeros((len(rows), spec.sequence_tokens + 1), dtype=torch.int64)
+        found = batches.micro_batch(
+            step, j, micro_batches=count, micro_batch_size=size, rows=slice(rows.start, rows.stop)
+        )
+        return torch.from_numpy(found)
+
+    num_evaluations = -(-run.training.evaluation_sequences // size)
+
+    def evaluation_batch(k: int) -> torch.Tensor | None:
+        if k >= num_evaluations:
+            return None
+        if batches is None:
+            return torch.zeros((size, spec.sequence_tokens + 1), dtype=torch.int64)
+        return torch.from_numpy(batches.evaluation(k, size))
+
+    return batch_of, evaluation_batch
+
+
+def _export(run: Run, chain: Chain, checkpoints: Checkpoints, emit: Emit | None) -> None:
+    """The adapter in the Hugging Face format, from the last checkpoint, which holds every layer."""
+    if emit is None or chain.spec.full:
+        return
+    step = checkpoints.found()[-1]
+    states = checkpoints.read(step, range(chain.num_layers))
+    folder = run.folder / ADAPTER
+    about = {"plan_sha256": run.file.plan_sha256, "replica": run.replica.id, "step": step}
+    write_adapter(folder, chain.spec, states, about)
+    emit(events.exported(0, folder=str(folder)))
+
+
+def _summary(me: Rank, progress: Progress) -> dict[str, Any]:
+    used = progress.spent[WARM_UP_STEPS:] or progress.spent
+    return rank_summary(
+        rank=me.rank,
+        step_s=progress.step_s,
+        cpu_s=progress.cpu_s,
+        spans=_mean_spans(used),
+        peak_bytes=peak_bytes(),
+        layers={},
+    )
+
+
+def _mean_spans(steps: list[Mapping[Any, Spent]]) -> dict[str, dict[str, float]]:
+    """Mean seconds per step of each kind of work."""
+    kinds = {kind for spent in steps for kind in spent}
+    return {
+        str(kind.value): {
+            "wall_s": sum(s[kind].wall_s for s in steps if kind in s) / len(steps),
+            "cpu_s": sum(s[kind].thread_s for s in steps if kind in s) / len(steps),
+        }
+        for kind in sorted(kinds)
+    }
+
+
+def peak_bytes() -> int:
+    """Most memory the rank held: of the GPU where it has one, else of the process."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return int(torch.cuda.max_memory_reserved())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _gathered(summary: Mapping[str, Any], world_size: int) -> list[Mapping[str, Any]]:
+    found: list[Any] = [None] * world_size
+    dist.all_gather_object(found, summary)
+    return found
+
+
+def _write_report(run: Run, layout: Layout, summaries: list[Mapping[str, Any]], progress: Progress) -> None:
+    outcome = {
+        "first_step": progress.first_step,
+        "losses": progress.losses,
+        "gradient_norms": progress.gradient_norms,
+        "evaluations": [{"step": step, "loss": loss} for step, loss in progress.evaluations],
+    }
+    tokens = run.inputs.workload.job.tokens_per_step
+    report = build_report(run.replica, layout, summaries, tokens_per_step=tokens, outcome=outcome)
+    _write_whole(run.folder / REPORT, json.dumps(report, sort_keys=True, indent=1) + "\n")
+
+
+def _write_whole(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
