@@ -106,8 +106,7 @@ class MeasuredCostModel:
     def interval_key(self, interval: Interval) -> Hashable:
         """Classes of its layers in order, and what enters it: layers of one class agree in every figure."""
         start, stop = interval
-        ends = (start == 0, stop == self.workload.num_layers)
-        return (self.border_key(start) if start else 0.0, ends, self._class_L[start:stop])
+        return (self.border_key(start) if start else 0.0, self._class_L[start:stop])
 
     def border_key(self, border: int) -> Hashable:
         """What crosses the border after layer `border - 1`: equal keys mean equal transfers on every link."""
