@@ -1,7 +1,8 @@
 """Closed forms of a step beside the simulated one, and the conditions under which they agree.
 
 c_s is the busy time of stage s (from 0), x_b the round trip over border b (between stages b and b + 1), m
-the number of micro-batches. All of it holds for `1f1b`; docs/simulator.md says what is proven and what was tested.
+the number of micro-batches. All of it holds for `1f1b`; docs/simulator.md tells what is proven from what was
+tested.
 """
 
 from __future__ import annotations

@@ -55,17 +55,17 @@ def simulate_step(
         receives_ahead=receives_ahead,
         in_flight=None if in_flight is None else tuple(in_flight),
     )
-    return setup_timeline(setup)
+    return run_alone(setup)[0]
 
 
-def setup_timeline(setup: StepSetup) -> StepTimeline:
-    """The step of a sound setup."""
-    clock = Clock()
+def run_alone(setup: StepSetup) -> tuple[StepTimeline, Links]:
+    """The step of a sound setup, and what its links did."""
+    clock, links = Clock(), Links()
     ended_s: list[float] = []
-    run = start_step(setup, clock, Links(), ended_s.append)
+    run = start_step(setup, clock, links, ended_s.append)
     run.begin(0.0)
     clock.run()
-    return timeline_of(run, 0.0, ended_s[0])
+    return timeline_of(run, 0.0, ended_s[0]), links
 
 
 def timeline_of(run: StepRun, start_s: float, end_s: float) -> StepTimeline:
