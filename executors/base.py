@@ -48,6 +48,7 @@ class Start:
 
     boundary: str
     replica: str
+    executor: str
     folder: Path
     failover: int | None = None
     participant: int = 0
@@ -70,6 +71,7 @@ class Start:
         return {
             "boundary": self.boundary,
             "replica": self.replica,
+            "executor": self.executor,
             "master_addr": master[0],
             "master_port": master[1],
             "failover": self.failover,

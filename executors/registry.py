@@ -18,9 +18,7 @@ def executor_named(name: str) -> Executor:
     Raises:
         EchelonError: `unknown-executor`, or `bad-executor` when an entry point gives something else.
     """
-    built_in: dict[str, type[Executor]] = {
-        each.name: each for each in (DeepSpeedExecutor, TorchExecutor)
-    }
+    built_in: dict[str, type[Executor]] = {each.name: each for each in (DeepSpeedExecutor, TorchExecutor)}
     if name in built_in:
         return built_in[name]()
     foreign = {point.name: point for point in metadata.entry_points(group=GROUP)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ RUN_FILE = "run.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFile:
-    """One start of one replica.
+    """One start of one replica by one executor.
 
     `failover` is the position of the failover entry of the boundary that replaces the replica, or None.
     `participant` of `num_participants` says which share of the text it trains on. `one_machine` says that all
@@ -32,6 +32,7 @@ class RunFile:
     plan_sha256: str
     boundary: str
     replica: str
+    executor: str
     training: Mapping[str, Any]
     master_addr: str
     master_port: int
@@ -92,7 +93,9 @@ def read_run(path: Path) -> Run:
         file=file,
         plan=plan,
         inputs=inputs_from_documents(plan.inputs),
-        replica=replica_of(plan, file.boundary, file.replica, file.failover),
+        replica=replace(
+            replica_of(plan, file.boundary, file.replica, file.failover), executor=file.executor
+        ),
         training=training_from_json(file.training, place=f"{path}: training"),
         folder=path.parent,
     )
