@@ -9,6 +9,7 @@ Standard library only: agents run where nothing else is installed.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -20,7 +21,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from policies.errors import EchelonError
+from policies.errors import EchelonError, ExecutorFailedError
 
 EVENTS_FILE = "events.jsonl"
 MAX_TEXT = 2000
@@ -201,22 +202,38 @@ def rank_file(folder: Path, rank: int) -> Path:
 class EventLog:
     """Appends events to a file; each line goes out in one write, so that writers never mix.
 
-    Calling the log writes an event. Where that fails (disk full) it raises OSError; earlier lines stay.
+    Where that fails, construction and calls raise ExecutorFailedError: `disk-full` or `log-unwritable`.
+    Earlier lines stay.
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise self._unwritable(error) from error
 
     def __call__(self, event: Event) -> None:
         """Append one event."""
         rest = memoryview(event.line().encode("utf-8"))
-        while rest:
-            rest = rest[os.write(self._fd, rest) :]
+        try:
+            while rest:
+                rest = rest[os.write(self._fd, rest) :]
+        except OSError as error:
+            raise self._unwritable(error) from error
 
     def close(self) -> None:
         """Close the file."""
         os.close(self._fd)
+
+    def _unwritable(self, error: OSError) -> ExecutorFailedError:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return ExecutorFailedError(
+            "disk-full" if full else "log-unwritable",
+            f"{self._path} can't be written: {error.strerror}",
+            hint="free some space there" if full else "choose another folder",
+        )
 
 
 def rank_log(folder: Path, rank: int) -> EventLog:
