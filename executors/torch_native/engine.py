@@ -1,6 +1,6 @@
 """One rank of a torch-native pipeline in training.
 
-Legend of tensor suffixes: B rows of this rank, T tokens, H model width, V vocabulary, N elements.
+Legend of tensor suffixes: B rows of this rank, T tokens, H model width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from executors.layout import Layout
 from executors.torch_native.collectives import sum_over
 from executors.torch_native.exchange import Hidden, Receiver, build_exchange
 from executors.torch_native.groups import build_groups
-from executors.torch_native.optimiser import AdamW, Moments, clip_scale, squared_norm
 from executors.torch_native.rows import common, row_ranges
 from executors.torch_native.schedule import Direction, passes
-from executors.torch_native.sharding import Part, build_parts
-from executors.torch_native.stage import StageModule
+from executors.torch_native.stage import WEIGHTS_SHARDED, build_stage, first_blocks
+from executors.torch_native.update import Updater
+from executors.torch_native.vocabulary import cut_token_loss
 from executors.training.chain import token_loss
 from executors.training.clock import Clock, Kind, NoClock
 from executors.training.engine import LayerState, StepResult
@@ -55,6 +55,8 @@ class TorchEngine:
         training: optimiser settings and schedule.
         device: where this rank computes.
         clock: takes the time of each kind of work.
+        recomputed: layers that run again in backward; by default the first blocks of the stage, as many as
+            the plan says.
         timeout_s: how long any rank waits for any other.
     """
 
@@ -70,19 +72,32 @@ class TorchEngine:
         training: TrainingJob,
         device: torch.device,
         clock: Clock | None = None,
+        recomputed: frozenset[int] | None = None,
         timeout_s: float = 600.0,
     ) -> None:
         self._replica, self._layout = replica, layout
         self._me = layout.ranks[rank]
-        self._plan = replica.stages[self._me.stage]
         self._batch_of, self._evaluation_batch = batch_of, evaluation_batch
         self._training, self._device = training, device
         self._clock = clock or NoClock()
+        plan = self._plan = replica.stages[self._me.stage]
+        layers = range(*plan.layers)
         self._is_first = self._me.stage == 0
         self._is_last = self._me.stage == len(replica.stages) - 1
-        self._groups = build_groups(replica, layout, self._me, None, timeout_s)
-        start, stop = self._plan.layers
-        self._module = StageModule(chain, range(start, stop), device, self._plan.recompute)
+        self._rows = row_ranges(plan.micro_batch_shares)[self._me.dp_i]
+        tied = _tied_stages(chain, replica)
+        self._groups = build_groups(replica, layout, self._me, tied, timeout_s)
+        if recomputed is None:
+            recomputed = first_blocks(layers, chain.num_layers, plan.recompute)
+        self._stage = build_stage(
+            chain,
+            layers,
+            zero=plan.zero,
+            recomputed=recomputed,
+            data=self._groups.data,
+            tensor=self._groups.tensor,
+            device=device,
+        )
         self._hidden = Hidden(
             tokens=chain.spec.sequence_tokens,
             width=chain.config.hidden_size,
@@ -90,21 +105,18 @@ class TorchEngine:
             device=device,
         )
         self._exchange = build_exchange(replica, layout, self._me, self._groups)
-        trains = _trains_by_stage(len(replica.stages), self._me.stage, bool(self._module.trained), device)
+        trains = _trains_by_stage(len(replica.stages), self._me.stage, bool(self._stage.trained), device)
         self._trains_before = any(trains[: self._me.stage])
         self._backward_runs = any(trains[: self._me.stage + 1])
-        self._parts: list[Part] = list(
-            build_parts(
-                self._module.trained,
-                self._groups.data,
-                zero=self._plan.zero,
-                dp_i=self._me.dp_i,
-                tp_i=self._me.tp_i,
-            )
+        self._updater = Updater(
+            self._stage.trained,
+            self._groups,
+            training,
+            zero=plan.zero,
+            device=device,
+            clock=self._clock,
+            tied_source=None if tied is None else layout.rank_at(tied[0], 0),
         )
-        self._moments = [Moments(part.weight()) for part in self._parts]
-        self._adamw = AdamW(training)
-        self._rows = row_ranges(self._plan.micro_batch_shares)[self._me.dp_i]
         self._held: dict[int, _Held] = {}
 
     def train_step(self, step: int, learning_rate: float) -> StepResult:
@@ -124,19 +136,20 @@ class TorchEngine:
                 self._backward(one.micro_batch)
         with self._clock.span(Kind.SEND):
             self._exchange.finish()
-        return self._update(loss, learning_rate)
+        return self._updater.step(loss * (self._me.tp_i == 0), learning_rate)
 
     def evaluate(self) -> float:
         """Mean loss over the held-out sequences, known on every rank."""
         total = torch.zeros(2, dtype=torch.float64, device=self._device)
-        self._module.eval()
+        self._stage.module.eval()
         with torch.no_grad():
             k = 0
             while (batch := self._evaluation_batch(k)) is not None:
                 for rows_BT in batch.split(self._replica.micro_batch_size):
                     total += self._evaluate_rows(rows_BT)
                 k += 1
-        self._module.train()
+        self._stage.module.train()
+        self._stage.release()
         if self._me.tp_i != 0:
             total.zero_()
         dist.all_reduce(total)
@@ -145,30 +158,11 @@ class TorchEngine:
 
     def layer_states(self) -> Mapping[int, LayerState]:
         """Trained weights with optimiser state of this rank's layers, on one rank of each stage."""
-        states: dict[int, dict[str, torch.Tensor]] = {}
-        for part, moments in zip(self._parts, self._moments, strict=True):
-            weight_N = part.weight() if moments.master_N is None else moments.master_N
-            for kind, mine_N in (
-                ("weight", weight_N),
-                ("exp_avg", moments.exp_avg_N),
-                ("exp_avg_sq", moments.exp_avg_sq_N),
-            ):
-                for trained, whole in part.whole(mine_N):
-                    if trained.first and self._me.dp_i == self._me.tp_i == 0:
-                        layer = states.setdefault(trained.layer_i, {})
-                        layer[f"{kind}:{trained.name}"] = whole.detach().to("cpu", torch.float32, copy=True)
-        return states
+        return self._updater.states(keep=self._me.dp_i == self._me.tp_i == 0)
 
     def load_layer_states(self, states: Mapping[int, LayerState], step: int) -> None:
         """Continue from these states after `step` optimiser steps. Holds at least the rank's own layers."""
-        self._adamw.num_steps = step
-        for part, moments in zip(self._parts, self._moments, strict=True):
-            moments.exp_avg_N.copy_(part.share(_kind_of(states, "exp_avg")))
-            moments.exp_avg_sq_N.copy_(part.share(_kind_of(states, "exp_avg_sq")))
-            master_N = part.share(_kind_of(states, "weight")).to(self._device)
-            if moments.master_N is not None:
-                moments.master_N.copy_(master_N)
-            part.publish(master_N.to(part.weight().dtype))
+        self._updater.load(states, step)
 
     def close(self) -> None:
         """Leave the process group."""
@@ -184,10 +178,10 @@ class TorchEngine:
             given.requires_grad_()
         self._seed_dropout(step, micro_batch)
         with self._clock.span(Kind.FORWARD, micro_batch), torch.set_grad_enabled(self._backward_runs):
-            output = self._module(given)
+            output = self._stage.module(given)
             if self._is_last:
                 assert tokens_BT is not None
-                output = token_loss(output, tokens_BT[:, 1:]) * self._loss_scale
+                output = self._loss(output, tokens_BT[:, 1:]) * self._loss_scale
         if self._backward_runs:
             root = output if self._is_last else torch.autograd.graph.get_gradient_edge(output)
             self._held[micro_batch] = _Held(given, root)
@@ -233,50 +227,40 @@ class TorchEngine:
 
     def _evaluate_rows(self, batch_BT: torch.Tensor) -> torch.Tensor:
         """Sum of the loss over this rank's tokens of a joint batch, and how many tokens these are."""
-        rows = common(self._rows, range(batch_BT.shape[0]))
-        exchange = build_exchange(self._replica, self._layout, self._me, self._groups, batch_BT.shape[0])
+        num_rows = batch_BT.shape[0]
+        rows = common(self._rows, range(num_rows))
         nothing = torch.zeros(2, dtype=torch.float64, device=self._device)
         if not rows:
+            self._take_part()
             return nothing
+        exchange = build_exchange(self._replica, self._layout, self._me, self._groups, num_rows)
         tokens_BT = batch_BT[rows.start : rows.stop].to(self._device)
-        if exchange.activations_in is None:
-            given = tokens_BT[:, :-1]
-        else:
+        given = tokens_BT[:, :-1]
+        if exchange.activations_in is not None:
             given = exchange.activations_in.receive(len(rows), self._hidden)
-        output = self._module(given)
+        output = self._stage.module(given)
         if exchange.activations_out is not None:
             exchange.activations_out.send(output)
             exchange.finish()
             return nothing
         num_tokens = tokens_BT[:, 1:].numel()
-        loss = token_loss(output, tokens_BT[:, 1:]).double()
+        loss = self._loss(output, tokens_BT[:, 1:]).double()
         return torch.stack((loss * num_tokens, torch.full_like(loss, num_tokens)))
 
-    def _update(self, loss: torch.Tensor, learning_rate: float) -> StepResult:
-        with self._clock.span(Kind.SYNC):
-            for part in self._parts:
-                part.reduce()
-            counted = [part.gradient_N for part in self._parts if part.counted]
-            totals = torch.stack((loss * (self._me.tp_i == 0), squared_norm(counted).to(self._device)))
-            dist.all_reduce(totals)
-            loss_mean, norm_sq = totals.tolist()
-        norm = norm_sq**0.5
-        scale = clip_scale(norm, self._training.clip_norm)
-        self._adamw.num_steps += 1
-        for part, moments in zip(self._parts, self._moments, strict=True):
-            with self._clock.span(Kind.OPTIMISER):
-                weight_N = part.weight()
-                self._adamw.update(
-                    weight_N,
-                    part.gradient_N,
-                    moments,
-                    learning_rate=learning_rate,
-                    gradient_scale=scale,
-                    decays=part.decays,
-                )
-            with self._clock.span(Kind.SYNC):
-                part.publish(weight_N)
-        return StepResult(loss=loss_mean, gradient_norm=norm)
+    def _take_part(self) -> None:
+        """A pass without rows of its own, where other ranks of the stage need this one's shard of the weights."""
+        if self._plan.zero < WEIGHTS_SHARDED:
+            return
+        form = self._hidden
+        if self._is_first:
+            self._stage.module(torch.zeros(1, form.tokens, dtype=torch.int64, device=form.device))
+        else:
+            self._stage.module(torch.zeros(1, form.tokens, form.width, dtype=form.dtype, device=form.device))
+
+    def _loss(self, logits: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
+        if self._stage.head_is_cut:
+            return cut_token_loss(logits, labels_BT, self._groups.tensor)
+        return token_loss(logits, labels_BT)
 
     def _seed_dropout(self, step: int, micro_batch: int) -> None:
         """The same dropout on tensor-parallel ranks, another one everywhere else, and again after a resume."""
@@ -292,11 +276,12 @@ def _trains_by_stage(num_stages: int, mine: int, trains: bool, device: torch.dev
     return [flag > 0 for flag in flags.tolist()]
 
 
-def _kind_of(states: Mapping[int, LayerState], kind: str) -> dict[tuple[int, str], torch.Tensor]:
-    found: dict[tuple[int, str], torch.Tensor] = {}
-    for layer_i, state in states.items():
-        for name, tensor in state.items():
-            label, _, parameter = name.partition(":")
-            if label == kind:
-                found[layer_i, parameter] = tensor
-    return found
+def _tied_stages(chain: Any, replica: ReplicaPlan) -> tuple[int, int] | None:
+    """The two stages that hold copies of one trained weight, if there are two."""
+    if chain.tied is None or not chain.spec.full:
+        return None
+    first, last = (
+        next(stage.index for stage in replica.stages if layer_i in range(*stage.layers))
+        for layer_i in chain.tied
+    )
+    return None if first == last else (first, last)

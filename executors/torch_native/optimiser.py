@@ -89,12 +89,12 @@ class AdamW:
         weight.add_((exp_avg / divisor).mul_(-learning_rate / correction1))
 
 
-def squared_norm(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Sum of squares of all elements, as a float64 scalar on the gradients' device."""
-    if not gradients:
-        return torch.zeros((), dtype=torch.float64)
-    norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
-    return torch.stack(norms).to(torch.float64).square().sum()
+def squared_norm(gradients: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """Sum of squares of all elements, as a float64 scalar on the device."""
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    for gradient in gradients:
+        total += torch.linalg.vector_norm(gradient, dtype=torch.float32).double().square()
+    return total
 
 
 def clip_scale(norm: float, clip_norm: float) -> float:

@@ -1,56 +1,58 @@
-"""The layers one rank holds, as one module.
+"""The layers one rank holds, as one module, and what of them is trained.
 
 Legend of tensor suffixes: B rows of this rank, T tokens, H model width, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from executors.torch_native.groups import Group
+from executors.torch_native.tensor_parallel import Cut, LayerCuts, cut_layer
+
+WEIGHTS_SHARDED = 3
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
-    """A trained parameter: its layer, its name in there, and whether it is the tied weight.
+    """A trained parameter: its layer, its name in there and its whole shape.
 
-    `shape` is that of the whole parameter, however it is held. `first` is false for the copy of a tied weight
-    that stands later in the chain: checkpoints and the gradient norm leave it out.
+    `cut` says how tensor-parallel ranks share it; where it is None they all hold it, and `partial` says that
+    each has only a part of its gradient's sum. `tied` is set where another stage holds a copy. `first` is
+    false for the copy that stands later in the chain: checkpoints and the gradient norm leave it out.
     """
 
     layer_i: int
     name: str
     module: nn.Module
     shape: tuple[int, ...]
-    tied: bool
-    first: bool
-
-    @property
-    def parameter(self) -> nn.Parameter:
-        """The parameter as the module holds it now."""
-        return self.module.get_parameter(self.name)
+    cut: Cut | None = None
+    partial: bool = False
+    tied: bool = False
+    first: bool = True
 
     @property
     def decays(self) -> bool:
         """Whether weight decay applies: to matrices only."""
         return len(self.shape) >= 2
 
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The parameter as the module holds it now."""
+        return self.module.get_parameter(self.name)
 
-class StageModule(nn.Module):  # type: ignore[misc]
-    """Layers [start, stop) of a chain, one after another. Tied layers in one stage share one parameter."""
 
-    def __init__(self, chain: Any, layers: Sequence[int], device: torch.device, recompute: int = 0) -> None:
+class StageModule(nn.Module):
+    """Some layers of a chain, one after another. Tied layers in one stage share one parameter."""
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
         super().__init__()
-        self.layer_ids = tuple(layers)
-        self.layers = nn.ModuleList(chain.build(i).to(device) for i in layers)
-        for i in recomputed_layers(self.layer_ids, chain.num_layers, recompute):
-            self.layers[self.layer_ids.index(i)].recompute = True
-        self.tied_names = {i: name for i in layers if (name := chain.tied_parameter(i)) is not None}
-        self.tie()
-        self.trained = tuple(self._trained(chain.tied))
+        self.layers = nn.ModuleList(layers)
 
     def forward(self, given: torch.Tensor) -> torch.Tensor:
         """Tokens (B, T) or hidden states (B, T, H) in, hidden states or logits (B, T, V) out."""
@@ -58,46 +60,106 @@ class StageModule(nn.Module):  # type: ignore[misc]
             given = layer(given)
         return given
 
-    def layer(self, layer_i: int) -> nn.Module:
-        """A layer by its position in the chain."""
-        return self.layers[self.layer_ids.index(layer_i)]
 
-    def tie(self) -> None:
-        """Let tied layers share one parameter, where both are here."""
-        if len(self.tied_names) < 2:
-            return
-        (first, first_name), (last, last_name) = sorted(self.tied_names.items())
-        owner, _, leaf = last_name.rpartition(".")
-        shared = self.layer(first).get_parameter(first_name)
-        setattr(self.layer(last).get_submodule(owner), leaf, shared)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """A stage's module and its trained parameters. `head_is_cut`: its logits are of some words only."""
 
-    def _trained(self, tied: tuple[int, int] | None) -> list[Trained]:
-        found: list[Trained] = []
-        for i in self.layer_ids:
-            module = self.layer(i)
-            for name, parameter in module.named_parameters():
-                is_tied = self.tied_names.get(i) == name
-                doubled = is_tied and len(self.tied_names) == 2 and tied is not None and i == tied[1]
-                if not parameter.requires_grad or doubled:
-                    continue
-                found.append(
-                    Trained(
-                        layer_i=i,
-                        name=name,
-                        module=module,
-                        shape=tuple(parameter.shape),
-                        tied=is_tied and len(self.tied_names) == 1,
-                        first=not is_tied or tied is None or i == tied[0],
-                    )
-                )
-        return found
+    module: StageModule
+    trained: tuple[Trained, ...]
+    head_is_cut: bool
+
+    def release(self) -> None:
+        """Drop gathered weights, so that the next pass gathers what the shards hold by then."""
+        for module in self.module.modules():
+            if hasattr(module, "reshard"):
+                module.reshard()
 
 
-def recomputed_layers(layers: Sequence[int], num_layers: int, count: int) -> tuple[int, ...]:
-    """Which `count` layers of a stage run again in backward: its first blocks, then its ends.
+def build_stage(
+    chain: Any,
+    layers: range,
+    *,
+    zero: int,
+    recomputed: Collection[int],
+    data: Group,
+    tensor: Group,
+    device: torch.device,
+) -> Stage:
+    """Build this rank's part of the layers; under ZeRO-3 each layer is sharded before the next one is built."""
+    built: dict[int, nn.Module] = {}
+    trained: list[Trained] = []
+    tied_here = [i for i in layers if chain.tied_parameter(i) is not None]
+    shares_inside = len(tied_here) == 2
+    for i in layers:
+        layer = chain.build(i).to(device)
+        layer.recompute = i in recomputed
+        shapes = {name: tuple(parameter.shape) for name, parameter in layer.named_parameters()}
+        cuts = LayerCuts() if tensor is None else cut_layer(layer, chain, i, tensor)
+        trained += _trained(chain, i, layer, cuts, shapes, shares_inside=shares_inside)
+        built[i] = layer
+        if zero == WEIGHTS_SHARDED and data is not None and not (shares_inside and i in tied_here):
+            _shard(layer, data, device)
+    if shares_inside:
+        first, last = tied_here
+        _tie(built[first], chain.tied_parameter(first), built[last], chain.tied_parameter(last))
+    module = StageModule(list(built.values()))
+    if zero == WEIGHTS_SHARDED and data is not None:
+        _shard(module, data, device)
+    head_is_cut = tensor is not None and layers.stop == chain.num_layers
+    return Stage(module=module, trained=tuple(trained), head_is_cut=head_is_cut)
 
-    Blocks come first since they save most per operation, as in the cost model.
-    """
+
+def first_blocks(layers: range, num_layers: int, count: int) -> frozenset[int]:
+    """The layers recomputed where nobody named them: the first blocks, then the ends of the chain."""
     blocks = [i for i in layers if 0 < i < num_layers - 1]
     ends = [i for i in layers if i not in blocks]
-    return tuple((blocks + ends)[:count])
+    return frozenset((blocks + ends)[:count])
+
+
+def _trained(
+    chain: Any,
+    layer_i: int,
+    layer: nn.Module,
+    cuts: LayerCuts,
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    shares_inside: bool,
+) -> list[Trained]:
+    found: list[Trained] = []
+    for name, parameter in layer.named_parameters():
+        tied = chain.tied_parameter(layer_i) == name
+        later = tied and layer_i == chain.tied[1]
+        if not parameter.requires_grad or (later and shares_inside):
+            continue
+        found.append(
+            Trained(
+                layer_i=layer_i,
+                name=name,
+                module=layer,
+                shape=shapes[name],
+                cut=cuts.cuts.get(name),
+                partial=name in cuts.partial,
+                tied=tied and not shares_inside,
+                first=not later,
+            )
+        )
+    return found
+
+
+def _tie(first: nn.Module, first_name: str, last: nn.Module, last_name: str) -> None:
+    owner, _, leaf = last_name.rpartition(".")
+    setattr(last.get_submodule(owner), leaf, first.get_parameter(first_name))
+
+
+def _shard(module: nn.Module, data: Group, device: torch.device) -> None:
+    """FSDP2: gather weights for each pass, scatter the sum of the gradients.
+
+    Each rank's loss is already weighted by its rows, so gradients are summed, not averaged.
+    """
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.fsdp import fully_shard
+
+    fully_shard(module, mesh=DeviceMesh.from_group(data, device.type), reshard_after_forward=True)
+    module.set_gradient_divide_factor(1.0)
+    module.set_force_sum_reduction_for_comms(True)

@@ -1,0 +1,113 @@
+"""The end of a step: gradients summed, their norm taken, weights changed. Also a stage's state in full.
+
+Legend of tensor suffixes: N elements, all such tensors are flat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.distributed as dist
+
+from executors.torch_native.groups import Groups
+from executors.torch_native.optimiser import AdamW, Moments, clip_scale, squared_norm
+from executors.torch_native.sharding import Part, build_parts
+from executors.torch_native.stage import Trained
+from executors.training.clock import Clock, Kind
+from executors.training.engine import LayerState, StepResult
+from planner.training import TrainingJob
+
+WholeStates = dict[str, dict[tuple[int, str], torch.Tensor]]
+KINDS = ("weight", "exp_avg", "exp_avg_sq")
+
+
+class Updater:
+    """Updates a rank's share of its stage's trained weights.
+
+    `tied_source` is the rank that holds the first copy of a weight shared with another stage.
+    """
+
+    def __init__(
+        self,
+        trained: Sequence[Trained],
+        groups: Groups,
+        training: TrainingJob,
+        *,
+        zero: int,
+        device: torch.device,
+        clock: Clock,
+        tied_source: int | None = None,
+    ) -> None:
+        self._trained, self._groups = trained, groups
+        self._training, self._device, self._clock = training, device, clock
+        self._tied_source = tied_source
+        self._parts: list[Part] = build_parts(trained, groups, zero=zero)
+        self._moments = [Moments(part.weight()) for part in self._parts]
+        self._adamw = AdamW(training)
+
+    def step(self, loss: torch.Tensor, learning_rate: float) -> StepResult:
+        """Change the weights by the gradients held; `loss` is this rank's addend. Collective over all ranks."""
+        with self._clock.span(Kind.SYNC):
+            for part in self._parts:
+                part.reduce()
+            counted = [part.gradient_N for part in self._parts if part.counted]
+            totals = torch.stack((loss.double(), squared_norm(counted, self._device)))
+            dist.all_reduce(totals)
+            loss_mean, norm_sq = totals.tolist()
+        norm = norm_sq**0.5
+        scale = clip_scale(norm, self._training.clip_norm)
+        self._adamw.num_steps += 1
+        for part, moments in zip(self._parts, self._moments, strict=True):
+            with self._clock.span(Kind.OPTIMISER):
+                weight_N = part.weight()
+                self._adamw.update(
+                    weight_N,
+                    part.gradient_N,
+                    moments,
+                    learning_rate=learning_rate,
+                    gradient_scale=scale,
+                    decays=part.decays,
+                )
+            with self._clock.span(Kind.SYNC):
+                part.publish(weight_N)
+        return StepResult(loss=loss_mean, gradient_norm=norm)
+
+    def states(self, *, keep: bool) -> dict[int, LayerState]:
+        """State of every trained parameter in full, where `keep`; the ranks of the stage all take part."""
+        states: dict[int, dict[str, torch.Tensor]] = {}
+        for part, moments in zip(self._parts, self._moments, strict=True):
+            weight_N = part.weight() if moments.master_N is None else moments.master_N
+            held = dict(zip(KINDS, (weight_N, moments.exp_avg_N, moments.exp_avg_sq_N), strict=True))
+            for kind, mine_N in held.items():
+                for one, whole in part.whole(mine_N):
+                    if keep and one.first:
+                        layer = states.setdefault(one.layer_i, {})
+                        layer[f"{kind}:{one.name}"] = whole.detach().to("cpu", torch.float32, copy=True)
+        return dict(states)
+
+    def load(self, states: Mapping[int, LayerState], step: int) -> None:
+        """Continue from these states after `step` steps. A weight tied to an earlier stage comes from there."""
+        self._adamw.num_steps = step
+        whole: WholeStates = {
+            kind: {(one.layer_i, one.name): self._whole(states, one, kind) for one in self._trained}
+            for kind in KINDS
+        }
+        for part, moments in zip(self._parts, self._moments, strict=True):
+            moments.exp_avg_N.copy_(part.share(whole["exp_avg"]))
+            moments.exp_avg_sq_N.copy_(part.share(whole["exp_avg_sq"]))
+            master_N = part.share(whole["weight"]).to(self._device)
+            if moments.master_N is not None:
+                moments.master_N.copy_(master_N)
+            part.publish(master_N.to(part.weight().dtype))
+
+    def _whole(self, states: Mapping[int, LayerState], one: Trained, kind: str) -> torch.Tensor:
+        if one.first:
+            found: torch.Tensor = states[one.layer_i][f"{kind}:{one.name}"]
+            whole = found.to(self._device)
+        else:
+            whole = torch.empty(one.shape, dtype=torch.float32, device=self._device)
+        if one.tied:
+            assert self._tied_source is not None
+            dist.broadcast(whole, src=self._tied_source, group=self._groups.tied)
+        return whole
