@@ -10,7 +10,9 @@ import os
 import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
+from typing import TextIO
 
 from planner.faults import nearest, show
 from planner.training import BUNDLED_TEXTS
@@ -140,23 +142,17 @@ def pieces(found: Survey) -> Iterator[Piece]:
 
 
 def _texts(document: Document, piece_characters: int) -> Iterator[str]:
-    if document.topic:
-        from pydoc_data.topics import topics
-
-        yield from _cut(topics[document.topic], piece_characters)
-        return
-    with document.path.open(encoding="utf-8-sig", newline="") as file:
+    with _opened(document) as file:
         while text := file.read(piece_characters):
             yield text + file.readline(piece_characters)
 
 
-def _cut(text: str, piece_characters: int) -> Iterator[str]:
-    start = 0
-    while start < len(text):
-        line_end = text.find("\n", start + piece_characters, start + 2 * piece_characters)
-        stop = start + 2 * piece_characters if line_end < 0 else line_end + 1
-        yield text[start:stop]
-        start = stop
+def _opened(document: Document) -> TextIO:
+    if not document.topic:
+        return document.path.open(encoding="utf-8-sig", newline="")
+    from pydoc_data.topics import topics
+
+    return StringIO(topics[document.topic], newline="")
 
 
 def _documents_of(name: str, place: str) -> list[Document]:

@@ -18,7 +18,7 @@ import pytest
 
 from executors.training import prepare as prepare_module
 from executors.training.prepare import PreparedText, prepare_text
-from executors.training.tokenizer import train_tokenizer
+from executors.training.tokenizer import END_OF_TEXT, train_tokenizer
 from planner.training import TrainingJob
 from policies.errors import EchelonError, ExecutorFailedError, InputError
 
@@ -174,9 +174,11 @@ def test_less_than_one_sequence_is_refused(
     assert all("at least 9" in fault.limit and fault.hint for fault in caught.value.faults)
 
 
-def test_nothing_is_held_out_when_nothing_is_asked_for(data: Path, tmp_path: Path) -> None:
+def test_pieces_that_follow_one_another_stay_joined(data: Path, tmp_path: Path) -> None:
     found = prepared(job(data, evaluation_frac=0.0), tmp_path)
     assert (found.num_held_out_tokens, found.num_held_out_sequences) == (0, 0)
+    texts = [path.read_bytes().decode() for path in sorted(data.iterdir())]
+    assert [run.removesuffix(END_OF_TEXT) for run in runs_of_text(found, found.tokens_path)] == texts
 
 
 def test_files_left_out_are_told(data: Path, tmp_path: Path) -> None:

@@ -171,5 +171,5 @@ def test_shares_are_even_and_the_held_out_text_is_the_same_for_any_number(
     dealt = [sum(s for s, o in zip(sizes, owners, strict=True) if o == i) for i in range(num_participants)]
     assert max(dealt) - min(dealt) <= max(sizes)
     held = sum(size for size, is_held in zip(sizes, held_out, strict=True) if is_held)
-    assert abs(held - frac * sum(sizes)) <= max(sizes)
+    assert abs(held - frac * sum(sizes)) <= max(sizes) / 2 + 1e-6
     assert frac > 0 or held == 0
