@@ -107,7 +107,7 @@ def cut_layer(layer: nn.Module, chain: Any, layer_i: int, group: Group) -> Layer
     if layer_i == 0:
         _cut_embedding(layer, group, done)
     elif layer_i == chain.num_layers - 1:
-        _cut_parameters(layer, "output", Cut(dim=0), group, done)
+        _cut_holder("output", layer.output, group, done, outputs=True)
         layer.output.register_forward_pre_hook(partial(_enter, group), with_kwargs=True)
     else:
         for region in _regions(chain.family.module, layer.layer):
@@ -163,10 +163,10 @@ def _cut_region(layer: nn.Module, region: Region, group: Group, done: LayerCuts)
     inside = {f"layer.{name}.{rest}" for name in (region.enter, region.leave) for rest in _names(block, name)}
     for name, parts in region.columns.items():
         for path, holder in _matrices(block, name):
-            _cut_parameters(layer, f"layer.{path}", _columns(holder, path, parts), group, done)
+            _cut_holder(f"layer.{path}", holder, group, done, outputs=True, parts=parts)
     for name in region.rows:
         for path, holder in _matrices(block, name):
-            _cut_parameters(layer, f"layer.{path}", _rows(holder, path), group, done)
+            _cut_holder(f"layer.{path}", holder, group, done, outputs=False)
     for path in region.per_head:
         owner, _, attribute = path.rpartition(".")
         module = block.get_submodule(owner)
@@ -198,50 +198,35 @@ def _matrices(block: nn.Module, name: str) -> Iterator[tuple[str, Any]]:
                 yield f"{name}.{path}" if path else name, module
 
 
-def _columns(holder: Any, path: str, parts: int) -> Cut | None:
-    """Cut by outputs: of an adapter, its second matrix."""
-    if ".lora_A." in path:
-        return None
-    return Cut(dim=1 if _is_stacked(holder) or _is_transposed(holder) else 0, parts=parts)
+def _cut_holder(
+    path: str, holder: Any, group: Group, done: LayerCuts, *, outputs: bool, parts: int = 1
+) -> None:
+    """Cut a matrix by outputs or inputs; a bias is cut with the outputs.
 
-
-def _rows(holder: Any, path: str) -> Cut | None:
-    """Cut by inputs: of an adapter, its first matrix."""
-    if ".lora_B." in path:
-        return None
-    if _is_stacked(holder):
-        return Cut(dim=2)
-    return Cut(dim=0 if _is_transposed(holder) else 1)
-
-
-def _is_stacked(holder: Any) -> bool:
-    return isinstance(holder, nn.Parameter)
+    The inner width of an adapter stays whole: by outputs only its second matrix is cut, by inputs its first.
+    """
+    if (".lora_A." if outputs else ".lora_B.") in path:
+        return
+    if isinstance(holder, nn.Parameter):
+        # Experts are stacked: (expert, output, input).
+        found = [(path, holder, Cut(dim=1 if outputs else 2, parts=parts))]
+    else:
+        matrix = Cut(dim=int(outputs == _is_transposed(holder)), parts=parts)
+        found = [
+            (f"{path}.{name}", parameter, matrix if parameter.ndim > 1 else Cut(dim=0, parts=parts))
+            for name, parameter in holder.named_parameters(recurse=False)
+            if parameter.ndim > 1 or outputs
+        ]
+    for name, parameter, cut in found:
+        parameter.data = cut.split(parameter.data, group)
+        done.cuts[name] = cut
+    if _is_transposed(holder):
+        holder.nf = holder.weight.shape[1]
 
 
 def _is_transposed(holder: Any) -> bool:
     """Whether the matrix is stored as (in, out), as in transformers' Conv1D."""
     return hasattr(holder, "nf")
-
-
-def _cut_parameters(layer: nn.Module, path: str, cut: Cut | None, group: Group, done: LayerCuts) -> None:
-    if cut is None:
-        return
-    names = [path] if isinstance(_get(layer, path), nn.Parameter) else [f"{path}.weight", f"{path}.bias"]
-    for name in names:
-        parameter = _get(layer, name)
-        by_rows = cut.dim == (0 if hasattr(_get(layer, path), "nf") else 1)
-        if parameter is None or (parameter.ndim == 1 and by_rows):
-            continue
-        own = Cut(dim=0, parts=cut.parts) if parameter.ndim == 1 else cut
-        parameter.data = own.split(parameter.data, group)
-        done.cuts[name] = own
-    if hasattr(_get(layer, path), "nf"):
-        _get(layer, path).nf = _get(layer, path).weight.shape[1]
-
-
-def _get(layer: nn.Module, path: str) -> Any:
-    owner, _, leaf = path.rpartition(".")
-    return getattr(layer.get_submodule(owner), leaf)
 
 
 def _names(block: nn.Module, path: str) -> list[str]:
@@ -278,7 +263,7 @@ def _cut_embedding(layer: nn.Module, group: Group, done: LayerCuts) -> None:
     words = layer.words
     num_words = words.weight.shape[0] // group.size()
     first = group.rank() * num_words
-    _cut_parameters(layer, "words", Cut(dim=0), group, done)
+    _cut_holder("words", words, group, done, outputs=True)
     padding = words.padding_idx
     own_padding = padding - first if padding is not None and first <= padding < first + num_words else None
 

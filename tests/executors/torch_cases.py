@@ -16,6 +16,8 @@ from planner.training import TrainingJob
 
 SEQUENCE_TOKENS = 12
 LEARNING_RATE = 2e-3
+DENSE = ("q", "k", "v", "o", "gate", "up", "down")
+TARGETS = {"qwen2_moe": ("q", "k", "v", "o")}
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "llama": {
         "model_type": "llama",
@@ -150,7 +152,7 @@ class Case:
             dtype=self.dtype,
             sequence_tokens=SEQUENCE_TOKENS,
             adapter_rank=self.adapter_rank,
-            adapter_targets=("q", "k", "v", "o", "gate", "up", "down") if self.adapter_rank else (),
+            adapter_targets=TARGETS.get(self.model, DENSE) if self.adapter_rank else (),
             adapter_alpha=2.0 * self.adapter_rank,
             adapter_dropout=0.0,
             seed=3,
