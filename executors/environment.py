@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from planner.training import TrainingJob
 
 CPU = "cpu"
@@ -24,3 +26,8 @@ def rank_environment(job: TrainingJob, accelerator: str) -> dict[str, str | None
     if accelerator == CPU:
         env["DS_ACCELERATOR"] = "cpu"
     return env
+
+
+def accelerator_here() -> str:
+    """What this machine computes on, judged by whether the NVIDIA driver is loaded; no torch is asked."""
+    return CUDA if Path("/proc/driver/nvidia/version").is_file() else CPU

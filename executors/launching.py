@@ -5,14 +5,14 @@ Nothing here touches a file or a process.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from executors.base import LaunchSpec, Start
 from executors.registry import executor_named
 from executors.runfile import replica_of
-from planner.execution import Reason
+from planner.execution import TORCH, Reason
 from planner.plan import BoundaryPlan, Plan, ReplicaPlan
 from planner.training import TrainingJob
 from policies.errors import ExecutorFailedError, Fault, InputError
@@ -20,16 +20,24 @@ from policies.errors import ExecutorFailedError, Fault, InputError
 DEFAULT_PORT = 29500
 
 
+def default_port(number: int) -> int:
+    """The port of a replica when nobody chose one: hosts must agree on it without talking."""
+    return DEFAULT_PORT + number
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchOptions:
-    """What the user chose. Empty `replicas` means all of the boundary; `executor` None the planned one."""
+    """What the user chose. Empty `replicas` means all of the boundary; `executor` None the planned one.
+
+    `port_of` gives the port where the ranks of the replica with this number meet.
+    """
 
     folder: Path
     boundary: str | None = None
     replicas: tuple[str, ...] = ()
     executor: str | None = None
     one_machine: bool = False
-    port: int = DEFAULT_PORT
+    port_of: Callable[[int], int] = default_port
     address_of: Mapping[str, str] = field(default_factory=dict)
     accelerator: str = "auto"
     resume: bool = False
@@ -67,7 +75,7 @@ def plan_launches(plan: Plan, job: TrainingJob, options: LaunchOptions) -> tuple
             participant=participant_of[replica.id],
             num_participants=len(boundary.replicas),
             address_of=options.address_of,
-            port=options.port + number,
+            port=options.port_of(number),
             one_machine=options.one_machine,
             first_core=first_core,
             resume=options.resume,
@@ -106,10 +114,17 @@ def replacement_launch(plan: Plan, launch: Launch, job: TrainingJob, entry: int,
         InputError: `no-such-replica`.
         ExecutorFailedError: `plan-not-supported`.
     """
-    replica = replica_of(plan, launch.boundary.name, launch.replica.id, entry)
-    replica = replace(replica, executor=launch.replica.executor)
+    planned = replica_of(plan, launch.boundary.name, launch.replica.id, entry)
     start = replace(launch.start, failover=entry, resume=True, port=port)
-    return launch_of(plan, launch.boundary, replica, job, start)
+    refusals: list[ExecutorFailedError] = []
+    # Checkpoints are free of layout, so another executor may go on where the first one can't.
+    for name in dict.fromkeys((launch.replica.executor, planned.executor, TORCH)):
+        replica = replace(planned, executor=name)
+        try:
+            return launch_of(plan, launch.boundary, replica, job, replace(start, executor=name))
+        except ExecutorFailedError as error:
+            refusals.append(error)
+    raise refusals[0]
 
 
 def not_supported(executor: str, replica: str, reasons: Sequence[Reason]) -> ExecutorFailedError:

@@ -52,6 +52,21 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Remember which tests carry a marker of `ECHELON_MUST_RUN`."""
+    wanted = {name for name in os.environ.get("ECHELON_MUST_RUN", "").split(",") if name}
+    for item in items:
+        if wanted & {marker.name for marker in item.iter_markers()}:
+            item.user_properties.append(("must_run", True))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Fail a test that must run here and was skipped."""
+    if report.skipped and ("must_run", True) in report.user_properties and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, but ECHELON_MUST_RUN asks for it: {report.longrepr}"
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The checkout."""

@@ -7,7 +7,6 @@ from executors.environment import rank_environment
 from executors.layout import layout_of
 from executors.rules import reasons
 from executors.runfile import RUN_FILE, run_texts
-from executors.torch_native.rules import job_reasons, placement_reasons
 from planner.canonical import inputs_from_documents
 from planner.execution import TORCH, Reason
 from planner.plan import Plan, ReplicaPlan
@@ -21,11 +20,12 @@ class TorchExecutor:
 
     def supports(self, plan: Plan, replica: ReplicaPlan) -> tuple[Reason, ...]:
         """Every reason why it can't run the replica."""
-        inputs = inputs_from_documents(plan.inputs)
-        return (*reasons(self.name, plan, replica), *placement_reasons(inputs.workload, replica))
+        return reasons(self.name, plan, replica)
 
     def supports_job(self, plan: Plan, replica: ReplicaPlan, job: TrainingJob) -> tuple[Reason, ...]:
         """Every reason why it can't follow the job."""
+        from executors.torch_native.rules import reasons as job_reasons
+
         return job_reasons(plan, replica, job)
 
     def prepare(self, plan: Plan, replica: ReplicaPlan, job: TrainingJob, start: Start) -> LaunchSpec:

@@ -15,6 +15,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
+from executors.run_folder import MANIFEST, checkpoint_name, checkpoint_steps
 from executors.training.disk import full_disk_named
 from executors.training.engine import LayerState
 from executors.training.model_spec import ModelSpec
@@ -23,7 +24,6 @@ from planner.plan_reading import read_json, record_from_json
 from policies.errors import InputError
 
 SCHEMA = "echelon/checkpoint/1"
-MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +74,7 @@ class Checkpoints:
         Raises:
             InputError: `checkpoint-not-shared` when layers of other hosts can't be seen here.
         """
-        partial, final = self._partial(step), self.folder / f"step-{step:08d}"
+        partial, final = self._partial(step), self.folder / checkpoint_name(step)
         missing = [i for i in self.trained if not (partial / _layer_file(i)).is_file()]
         if missing:
             raise InputError(
@@ -90,13 +90,12 @@ class Checkpoints:
             shutil.rmtree(final, ignore_errors=True)
             partial.rename(final)
         for old in self.found()[:-keep] if keep > 0 else ():
-            shutil.rmtree(self.folder / f"step-{old:08d}", ignore_errors=True)
+            shutil.rmtree(self.folder / checkpoint_name(old), ignore_errors=True)
         return final
 
     def found(self) -> list[int]:
         """Steps of the finished checkpoints, ascending."""
-        steps = [path.parent.name.removeprefix("step-") for path in self.folder.glob(f"step-*/{MANIFEST}")]
-        return sorted(int(step) for step in steps if step.isdigit())
+        return checkpoint_steps(self.folder)
 
     def discard_partial(self) -> None:
         """Remove what an ended run left half-written."""
@@ -109,7 +108,7 @@ class Checkpoints:
         Raises:
             InputError: `checkpoint-of-another-model`, `checkpoint-damaged`.
         """
-        folder = self.folder / f"step-{step:08d}"
+        folder = self.folder / checkpoint_name(step)
         manifest = record_from_json(Manifest, read_json(folder / MANIFEST), place=str(folder / MANIFEST))
         if manifest.model_sha256 != self.sha256:
             raise InputError(
@@ -128,13 +127,7 @@ class Checkpoints:
             ) from error
 
     def _partial(self, step: int) -> Path:
-        return self.folder / f".step-{step:08d}"
-
-
-def newest_step(folder: Path) -> int | None:
-    """The step of the newest finished checkpoint, or None."""
-    steps = [path.parent.name.removeprefix("step-") for path in folder.glob(f"step-*/{MANIFEST}")]
-    return max((int(step) for step in steps if step.isdigit()), default=None)
+        return self.folder / f".{checkpoint_name(step)}"
 
 
 def _layer_file(layer_i: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -14,13 +15,14 @@ import torch.distributed as dist
 
 from executors import events
 from executors.layout import Layout, Rank
+from executors.run_folder import ADAPTER, CHECKPOINTS, MODEL, REPORT
 from executors.runfile import Run
 from executors.training.batches import Batches
 from executors.training.chain import Chain
 from executors.training.checkpoint import Checkpoints
 from executors.training.clock import Spent, StepClock
 from executors.training.engine import Engine
-from executors.training.export import write_adapter
+from executors.training.export import write_adapter, write_model
 from executors.training.loop import Emit, Loop, Progress
 from executors.training.model_spec import ModelSpec, model_spec
 from executors.training.prepare import prepare_text
@@ -30,9 +32,6 @@ from planner.execution import DEEPSPEED
 from policies.errors import InputError
 
 GROUP_TIMEOUT = timedelta(minutes=10)
-CHECKPOINTS = "checkpoints"
-ADAPTER = "adapter"
-REPORT = "report.json"
 
 
 def train(run: Run, layout: Layout, me: Rank, emit: Emit) -> None:
@@ -70,10 +69,10 @@ def train(run: Run, layout: Layout, me: Rank, emit: Emit) -> None:
         tokens_per_step=tokens_per_step,
     )
     progress = loop.run(first_step)
-    _export(run, chain, checkpoints, emit if leads else None)
     summaries = _gathered(_summary(me, progress), layout.world_size)
     if leads:
-        _write_report(run, layout, summaries, progress)
+        exported = _export(run, chain, checkpoints, emit)
+        _write_report(run, layout, summaries, progress, exported)
     dist.barrier()
     engine.close()
 
@@ -198,16 +197,17 @@ def _batch_functions(
     return batch_of, evaluation_batch
 
 
-def _export(run: Run, chain: Chain, checkpoints: Checkpoints, emit: Emit | None) -> None:
-    """The adapter in the Hugging Face format, from the last checkpoint, which holds every layer."""
-    if emit is None or chain.spec.full:
-        return
+def _export(run: Run, chain: Chain, checkpoints: Checkpoints, emit: Emit) -> dict[str, str]:
+    """Adapter or model in the Hugging Face format, from the last checkpoint, which holds every layer."""
     step = checkpoints.found()[-1]
     states = checkpoints.read(step, range(chain.num_layers))
-    folder = run.folder / ADAPTER
     about = {"plan_sha256": run.file.plan_sha256, "replica": run.replica.id, "step": step}
-    write_adapter(folder, chain.spec, states, about)
+    kind, write = (MODEL, write_model) if chain.spec.full else (ADAPTER, write_adapter)
+    folder = run.folder / kind
+    shutil.rmtree(folder, ignore_errors=True)
+    write(folder, chain.spec, states, about)
     emit(events.exported(0, folder=str(folder)))
+    return {"kind": kind, "path": kind}
 
 
 def _summary(me: Rank, progress: Progress) -> dict[str, Any]:
@@ -247,9 +247,16 @@ def _gathered(summary: Mapping[str, Any], world_size: int) -> list[Mapping[str, 
     return found
 
 
-def _write_report(run: Run, layout: Layout, summaries: list[Mapping[str, Any]], progress: Progress) -> None:
+def _write_report(
+    run: Run,
+    layout: Layout,
+    summaries: list[Mapping[str, Any]],
+    progress: Progress,
+    exported: Mapping[str, str],
+) -> None:
     outcome = {
         "first_step": progress.first_step,
+        "exported": exported,
         "losses": progress.losses,
         "gradient_norms": progress.gradient_norms,
         "evaluations": [{"step": step, "loss": loss} for step, loss in progress.evaluations],

@@ -29,7 +29,9 @@ COMMANDS: tuple[tuple[str, str], ...] = (
     ("check", "Check input files, or re-derive everything a plan claims."),
     ("solve", "Find the best topology and prove how far from the best it can be."),
     ("explain", "Say what binds in a plan, or why no plan exists."),
+    ("simulate", "Replay a plan in virtual time."),
     ("show", "Show a plan as text, HTML or SVG."),
+    ("launch", "Carry a plan out and compare it with what was predicted."),
     ("schema", "Print the JSON Schema of a file format."),
     ("doctor", "Check this installation."),
 )
