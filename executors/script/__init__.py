@@ -1,0 +1,1 @@
+"""The user's own training script under a plan."""
