@@ -18,7 +18,8 @@ def whole_folder(target: Path, mark: str) -> Iterator[Path]:
 
     An earlier folder of that name is replaced if it holds a file called `mark`, which every folder written
     here must contain. When writing fails, nothing is left and an earlier folder stays as it was; a process
-    killed while writing leaves a hidden `.<name>.partial`, which the next writer removes.
+    killed while writing leaves a hidden `.<name>.partial`, which the next writer removes, and one killed while
+    replacing may leave the earlier folder as `.<name>.before`, which the next writer puts back.
 
     Raises:
         InputError: `folder-taken`: the target exists and is not ours.
@@ -31,6 +32,7 @@ def whole_folder(target: Path, mark: str) -> Iterator[Path]:
             hint="name another folder",
         )
     partial = target.with_name(f".{target.name}.partial")
+    _restore(target)
     with full_disk_named(target):
         try:
             shutil.rmtree(partial, ignore_errors=True)
@@ -47,18 +49,27 @@ def whole_folder(target: Path, mark: str) -> Iterator[Path]:
 
 def _take_name(partial: Path, target: Path) -> None:
     """Put the finished folder in its place; the one before goes only after that."""
-    before = target.with_name(f".{target.name}.before")
+    before = _before(target)
     shutil.rmtree(before, ignore_errors=True)
     if target.exists():
         target.rename(before)
     try:
         partial.rename(target)
     except OSError:
-        if before.exists():
-            before.rename(target)
+        _restore(target)
         raise
     _flush(target.parent)
     shutil.rmtree(before, ignore_errors=True)
+
+
+def _restore(target: Path) -> None:
+    """Give an earlier folder its name back, if a process was killed between taking and giving it."""
+    if not target.exists() and _before(target).exists():
+        _before(target).rename(target)
+
+
+def _before(target: Path) -> Path:
+    return target.with_name(f".{target.name}.before")
 
 
 def _is_empty_folder(path: Path) -> bool:

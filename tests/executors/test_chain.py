@@ -89,7 +89,7 @@ def test_windows_are_those_the_planner_prices(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("rank", "targets"),
-    [(0, ()), (3, ("q",)), (3, ("v", "down")), (5, ("q", "k", "v", "o", "gate", "up", "down"))],
+    [(0, ()), (3, ("q",)), (3, ("o",)), (3, ("v", "down")), (5, ("q", "k", "v", "o", "gate", "up", "down"))],
 )
 @pytest.mark.parametrize("name", cases.CONFIGS)
 def test_trained_and_held_weights_are_those_the_planner_counts(

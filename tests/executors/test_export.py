@@ -146,6 +146,17 @@ def test_bf16_models_are_written_in_bf16(tmp_path: Path, tokens: Any) -> None:
     assert loss_of(model, tokens) == pytest.approx(expected, rel=0.02)
 
 
+def test_adapters_are_merged_in_fp32_and_rounded_once(tmp_path: Path) -> None:
+    chain = Chain(cases.spec_of("llama", rank=3, dtype="bf16"))
+    states = trained(chain)[1]
+    write_model(tmp_path / "merged", chain.spec, states, ABOUT)
+    merged = load(tmp_path / "merged").get_parameter("model.layers.1.self_attn.q_proj.weight")
+    base = chain.build(2).get_parameter("layer.self_attn.q_proj.base_layer.weight").detach().float()
+    inner, outer = (states[2][f"weight:layer.self_attn.q_proj.lora_{which}.default.weight"] for which in "AB")
+    expected = (base + chain.spec.adapter_alpha / 3 * outer @ inner).to(torch.bfloat16)
+    assert torch.equal(merged, expected)
+
+
 def test_states_are_asked_for_one_layer_at_a_time(tmp_path: Path) -> None:
     chain = Chain(cases.spec_of("llama"))
     states = trained(chain)[1]
@@ -234,3 +245,47 @@ def test_the_same_states_give_the_same_bytes(tmp_path: Path) -> None:
     assert "adapter_model.safetensors" in files
     for file in files:
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_a_writer_killed_at_any_moment_leaves_a_whole_adapter(tmp_path: Path) -> None:
+    import multiprocessing
+    import random
+
+    from safetensors.torch import load_file
+
+    chain = Chain(cases.spec_of("llama", rank=3))
+    states = trained(chain)[1]
+    folder = tmp_path / "adapter"
+
+    def write_forever() -> None:
+        for step in range(10**6):
+            write_adapter(folder, chain.spec, states, {"step": step})
+
+    write_adapter(folder, chain.spec, states, {"step": -1})
+    names = load_file(folder / "adapter_model.safetensors").keys()
+    delays = random.Random(0)
+    for _ in range(10):
+        writer = multiprocessing.get_context("fork").Process(target=write_forever)
+        with warnings.catch_warnings():
+            # Threads of the parent (torch's pools) aren't used by the child.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            writer.start()
+        writer.join(delays.uniform(0.02, 0.2))
+        writer.kill()
+        writer.join()
+        found = folder if folder.exists() else tmp_path / ".adapter.before"
+        assert load_file(found / "adapter_model.safetensors").keys() == names
+        assert "step" in json.loads((found / "echelon.json").read_text())
+    write_adapter(folder, chain.spec, states, ABOUT)
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_a_folder_left_aside_comes_back_when_writing_fails(tmp_path: Path) -> None:
+    chain = Chain(cases.spec_of("llama", rank=3))
+    states = trained(chain)[1]
+    write_adapter(tmp_path / "adapter", chain.spec, states, ABOUT)
+    (tmp_path / "adapter").rename(tmp_path / ".adapter.before")
+    with pytest.raises(TypeError):
+        write_adapter(tmp_path / "adapter", chain.spec, states, {"step": object()})
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+    assert json.loads((tmp_path / "adapter" / "echelon.json").read_text()) == ABOUT
