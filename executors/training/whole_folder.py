@@ -18,7 +18,7 @@ def whole_folder(target: Path, mark: str) -> Iterator[Path]:
 
     An earlier folder of that name is replaced if it holds a file called `mark`, which every folder written
     here must contain. When writing fails, nothing is left and an earlier folder stays as it was; a process
-    killed while writing leaves a hidden `.<name>.partial`, which the next writer removes, and one killed while
+    killed while writing leaves a hidden `.<name>.partial`, which the next writer removes; one killed while
     replacing may leave the earlier folder as `.<name>.before`, which the next writer puts back.
 
     Raises:
