@@ -6,7 +6,6 @@ import json
 import resource
 import shutil
 from collections.abc import Callable, Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +24,12 @@ from executors.training.engine import Engine
 from executors.training.export import write_adapter, write_model
 from executors.training.loop import Emit, Loop, Progress
 from executors.training.model_spec import ModelSpec, model_spec
+from executors.training.place import device_of, join_group
 from executors.training.prepare import prepare_text
 from executors.training.recompute import recomputed_layers
 from executors.training.report import WARM_UP_STEPS, build_report, rank_summary
 from planner.execution import DEEPSPEED
 from policies.errors import InputError
-
-GROUP_TIMEOUT = timedelta(minutes=10)
 
 
 def train(run: Run, layout: Layout, me: Rank, emit: Emit) -> None:
@@ -41,11 +39,11 @@ def train(run: Run, layout: Layout, me: Rank, emit: Emit) -> None:
         EchelonError: what a user can mend, by name.
     """
     torch.set_num_threads(run.training.threads_per_device or 1)
-    device = _device(run, me)
+    device = device_of(run, me)
     spec = model_spec(run.inputs.workload, run.training)
     reads_text = me.stage in (0, len(run.replica.stages) - 1)
     batches = _batches(run, spec) if reads_text else None
-    _join(run.replica.executor, device)
+    join_group(run.replica.executor, device)
     _require_same_text(batches)
     clock = StepClock()
     checkpoints = Checkpoints(run.folder / CHECKPOINTS, spec)
@@ -75,31 +73,6 @@ def train(run: Run, layout: Layout, me: Rank, emit: Emit) -> None:
         _write_report(run, layout, summaries, progress, exported)
     dist.barrier()
     engine.close()
-
-
-def _device(run: Run, me: Rank) -> torch.device:
-    wants = run.file.accelerator
-    if wants == "cuda" or (wants == "auto" and torch.cuda.is_available()):
-        if not torch.cuda.is_available():
-            raise InputError(
-                "no-accelerator",
-                f"device {me.device} should be a GPU, and torch finds none here",
-                hint="check the driver with nvidia-smi, or launch with `--accelerator cpu`",
-            )
-        index = (me.rank if run.file.one_machine else me.local_rank) % torch.cuda.device_count()
-        torch.cuda.set_device(index)
-        return torch.device("cuda", index)
-    return torch.device("cpu")
-
-
-def _join(executor: str, device: torch.device) -> None:
-    """Meet the other ranks, at the address in the environment."""
-    if executor == DEEPSPEED:
-        from executors.ds_pipeline.engine import join
-
-        join(device)
-        return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=GROUP_TIMEOUT)
 
 
 def _batches(run: Run, spec: ModelSpec) -> Batches:

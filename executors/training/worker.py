@@ -14,9 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from executors import events
-from executors.layout import Layout, Rank, layout_of
-from executors.pinning import pin
-from executors.runfile import Run, read_run
+from executors.layout import layout_of
+from executors.runfile import read_run
+from executors.training.place import take_place
 from policies.errors import EchelonError
 from policies.one_home import require_one_home
 
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
         run = read_run(path)
         layout = layout_of(run.inputs.fleet, run.replica)
         me = layout.ranks[rank]
-        _take_place(run, layout, me)
+        take_place(run, layout, me)
         from executors.training.session import train
 
         train(run, layout, me, log)
@@ -42,19 +42,6 @@ def main(argv: Sequence[str]) -> int:
         return _failed(log, rank, error)
     log(events.finished(rank))
     return 0
-
-
-def _take_place(run: Run, layout: Layout, me: Rank) -> None:
-    """Processors, threads and the local rank, all from the rank table."""
-    threads = run.training.threads_per_device or 1
-    slot = run.file.first_core + me.rank if run.file.one_machine else me.slot
-    if run.file.accelerator != "cuda":
-        pin(slot, threads)
-    # Launchers compute LOCAL_RANK from the rank, which is wrong where hosts have unequal slots.
-    os.environ["LOCAL_RANK"] = str(me.rank if run.file.one_machine else me.local_rank)
-    os.environ["WORLD_SIZE"] = str(layout.world_size)
-    os.environ["MASTER_ADDR"] = run.file.master_addr
-    os.environ["MASTER_PORT"] = str(run.file.master_port)
 
 
 def _failed(log: events.EventLog, rank: int, error: Exception) -> int:
