@@ -9,6 +9,7 @@ import resource
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import pytest
 
 from executors.training import prepare as prepare_module
 from executors.training.prepare import PreparedText, prepare_text
-from executors.training.tokenizer import END_OF_TEXT, train_tokenizer
+from executors.training.tokenizer import END_OF_TEXT, TextTokenizer, train_tokenizer
 from planner.training import TrainingJob
 from policies.errors import EchelonError, ExecutorFailedError, InputError
 
@@ -172,6 +173,23 @@ def test_less_than_one_sequence_is_refused(
     assert caught.value.code == "too-little-text"
     assert [fault.place for fault in caught.value.faults] == places
     assert all("at least 9" in fault.limit and fault.hint for fault in caught.value.faults)
+
+
+def test_the_tokenizer_never_sees_held_out_text(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def watched(texts: Iterable[str], vocab_size: int) -> TextTokenizer:
+        seen.extend(texts)
+        return train_tokenizer(seen, vocab_size)
+
+    monkeypatch.setattr(prepare_module, "train_tokenizer", watched)
+    found = prepared(job(data), tmp_path, num_participants=2)
+    held_out = Counter("".join(runs_of_text(found, found.held_out_path)).splitlines())
+    texts = Counter("".join(p.read_text(encoding="utf-8") for p in data.iterdir()).splitlines())
+    assert Counter("".join(seen).splitlines()) == texts - held_out
+    assert held_out
 
 
 def test_pieces_that_follow_one_another_stay_joined(data: Path, tmp_path: Path) -> None:
