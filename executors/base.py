@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from executors.layout import Layout
+from executors.script.declaration import Script
 from planner.execution import Reason
 from planner.plan import Plan, ReplicaPlan
 from planner.training import TrainingJob
@@ -26,7 +27,10 @@ class Command:
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchSpec:
-    """One replica, ready to start: files (path relative to `folder` -> text) and one command per host."""
+    """One replica, ready to start: files (path relative to `folder` -> text) and one command per host.
+
+    `script` is what its ranks run instead of our worker.
+    """
 
     executor: str
     replica: ReplicaPlan
@@ -34,6 +38,12 @@ class LaunchSpec:
     folder: Path
     files: Mapping[str, str]
     commands: tuple[Command, ...]
+    script: Script | None = None
+
+    @property
+    def reports(self) -> bool:
+        """Whether its ranks say `ready`, `step` and `finished`."""
+        return self.script is None or self.script.can.reports
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +53,8 @@ class Start:
     `folder` is its run folder. `failover` is the position of the failover entry that replaces the planned
     replica, or None. `participant` of `num_participants` says which share of the text it trains on.
     `address_of` maps hosts of the plan to addresses; `one_machine` runs all of them here, with `first_core`
-    as the first processor to use. `resume` continues from the newest checkpoint.
+    as the first processor to use. `resume` continues from the newest checkpoint. `script` is the user's own
+    training script, which then runs instead of our worker.
     """
 
     boundary: str
@@ -60,6 +71,7 @@ class Start:
     resume: bool = False
     accelerator: str = "auto"
     python: str = "python"
+    script: Script | None = None
 
     def master_addr(self, layout: Layout) -> str:
         """Where the ranks meet: the host of rank 0."""
@@ -81,6 +93,7 @@ class Start:
             "first_core": self.first_core,
             "resume": self.resume,
             "accelerator": self.accelerator,
+            "script": self.script,
         }
 
 

@@ -11,18 +11,21 @@ CUDA = "cuda"
 AUTO = "auto"
 
 
-def rank_environment(job: TrainingJob, accelerator: str) -> dict[str, str | None]:
+def rank_environment(
+    job: TrainingJob, accelerator: str, *, own_script: bool = False
+) -> dict[str, str | None]:
     """What every rank process finds in its environment; None removes a variable.
 
     One thread per rank unless the job says otherwise: threads of ranks that share cores wait for each other.
+    Our workers need no network beyond the other ranks; an own script may.
     """
     env: dict[str, str | None] = {
         "OMP_NUM_THREADS": str(job.threads_per_device or 1),
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
     }
+    if not own_script:
+        env |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     if accelerator == CPU:
         env["DS_ACCELERATOR"] = "cpu"
     return env

@@ -12,6 +12,9 @@ from pathlib import Path
 from executors.base import LaunchSpec, Start
 from executors.registry import executor_named
 from executors.runfile import replica_of
+from executors.script.declaration import CONSTANT, Script
+from executors.script.demands import script_reasons
+from planner.canonical import inputs_from_documents
 from planner.execution import TORCH, Reason
 from planner.plan import BoundaryPlan, Plan, ReplicaPlan
 from planner.training import TrainingJob
@@ -29,7 +32,8 @@ def default_port(number: int) -> int:
 class LaunchOptions:
     """What the user chose. Empty `replicas` means all of the boundary; `executor` None the planned one.
 
-    `port_of` gives the port where the ranks of the replica with this number meet.
+    `port_of` gives the port where the ranks of the replica with this number meet. `script` is what ranks run
+    instead of our worker.
     """
 
     folder: Path
@@ -42,6 +46,7 @@ class LaunchOptions:
     accelerator: str = "auto"
     resume: bool = False
     python: str = "python"
+    script: Script | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +64,7 @@ def plan_launches(plan: Plan, job: TrainingJob, options: LaunchOptions) -> tuple
 
     Raises:
         InputError: `no-such-boundary`, `choose-a-boundary`, `no-such-replica`.
-        ExecutorFailedError: `plan-not-supported`, with every reason.
+        ExecutorFailedError: what `launch_of` raises.
     """
     boundary = chosen_boundary(plan, options)
     chosen = _chosen_replicas(boundary, options)
@@ -81,6 +86,7 @@ def plan_launches(plan: Plan, job: TrainingJob, options: LaunchOptions) -> tuple
             resume=options.resume,
             accelerator=options.accelerator,
             python=options.python,
+            script=options.script,
         )
         launches.append(launch_of(plan, boundary, replica, job, start))
         first_core += launches[-1].spec.layout.world_size
@@ -92,18 +98,38 @@ def launch_of(
 ) -> Launch:
     """What one start of a replica takes.
 
+    With an own script it is the script that has to meet the plan's demands: the executor only starts it.
+
     Raises:
-        ExecutorFailedError: `plan-not-supported`, with every reason.
+        ExecutorFailedError: `plan-not-supported` or `script-not-able`, with every reason;
+            `executor-without-scripts`.
     """
     executor = executor_named(replica.executor)
-    found = (*executor.supports(plan, replica), *executor.supports_job(plan, replica, job))
-    if found:
+    if start.script is not None:
+        _require_able(start.script, plan, replica)
+    elif found := (*executor.supports(plan, replica), *executor.supports_job(plan, replica, job)):
         raise not_supported(executor.name, replica.id, found)
-    return Launch(
-        boundary=boundary,
-        replica=replica,
-        start=start,
-        spec=executor.prepare(plan, replica, job, start),
+    spec = executor.prepare(plan, replica, job, start)
+    if spec.script != start.script:
+        raise ExecutorFailedError(
+            "executor-without-scripts",
+            f"executor {executor.name} has no way to run a script of yours",
+            hint="launch with `--executor deepspeed` or `--executor torch`",
+        )
+    return Launch(boundary=boundary, replica=replica, start=start, spec=spec)
+
+
+def _require_able(script: Script, plan: Plan, replica: ReplicaPlan) -> None:
+    """Refuse a script that doesn't say that it can do what the plan demands."""
+    found = script_reasons(replica, inputs_from_documents(plan.inputs).workload, script.can)
+    if not found:
+        return
+    told = "".join(f"\n  {r.place}: {r.value} ({r.code}); it can do {r.limit}" for r in found)
+    raise ExecutorFailedError(
+        "script-not-able",
+        f"{script.place} can't carry out replica {replica.id}:{told}",
+        hint=f"if it can, let it say so in {CONSTANT} (docs/scripts.md); else plan with a model file that asks "
+        "for less, such as `max_stages: 1` or `recompute: false`",
     )
 
 
@@ -112,7 +138,7 @@ def replacement_launch(plan: Plan, launch: Launch, job: TrainingJob, entry: int,
 
     Raises:
         InputError: `no-such-replica`.
-        ExecutorFailedError: `plan-not-supported`.
+        ExecutorFailedError: what `launch_of` raises.
     """
     planned = replica_of(plan, launch.boundary.name, launch.replica.id, entry)
     start = replace(launch.start, failover=entry, resume=True, port=port)

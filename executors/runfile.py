@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from executors.script.declaration import Script
 from planner.canonical import Inputs, inputs_from_documents
 from planner.plan import Plan, ReplicaPlan, dump_plan, read_plan
 from planner.plan_reading import read_json, record_from_json
@@ -26,7 +27,8 @@ class RunFile:
 
     `failover` is the position of the failover entry of the boundary that replaces the replica, or None.
     `participant` of `num_participants` says which share of the text it trains on. `one_machine` says that all
-    hosts of the plan are this machine, whose processors from `first_core` on stand for the devices.
+    hosts of the plan are this machine, whose processors from `first_core` on stand for the devices. `script`
+    is the user's own training script, or None for our worker.
     """
 
     plan_sha256: str
@@ -43,6 +45,7 @@ class RunFile:
     first_core: int = 0
     resume: bool = False
     accelerator: str = "auto"
+    script: Script | None = None
     schema: str = SCHEMA
 
 
@@ -93,9 +96,7 @@ def read_run(path: Path) -> Run:
         file=file,
         plan=plan,
         inputs=inputs_from_documents(plan.inputs),
-        replica=replace(
-            replica_of(plan, file.boundary, file.replica, file.failover), executor=file.executor
-        ),
+        replica=replace(replica_of(plan, file.boundary, file.replica, file.failover), executor=file.executor),
         training=training_from_json(file.training, place=f"{path}: training"),
         folder=path.parent,
     )

@@ -53,7 +53,7 @@ def supervise(
         should_stop: asked several times a second.
         on_outcome: gets the outcome of each start that wasn't stopped, and returns what to start instead, in
             the same folder, or the outcome as it is to stand.
-        protocol: whether ranks say `ready` and `finished`, as our own worker does.
+        protocol: whether ranks say `ready` and `finished`, as our own worker does; own scripts may not.
 
     Raises:
         ExecutorFailedError: `folder-in-use`, `port-taken`, `remote-shell-missing`, before anything runs.
@@ -118,7 +118,7 @@ class _Supervisor:
             self._deadlines,
             now_s,
             attempt=attempt,
-            protocol=self._protocol,
+            protocol=self._protocol and spec.reports,
             checkpoint=checkpoint,
         )
         run = _Run(spec=spec, attempt=attempt, begun_s=now_s, watch=watch)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from executors.layout import Layout
+from executors.script.declaration import START, Script
 from planner.plan import ReplicaPlan
 
 HOSTFILE = "hostfile"
@@ -34,7 +35,12 @@ def slots_of(layout: Layout, *, one_machine: bool) -> dict[str, tuple[int, ...]]
 
 
 def runner_argv(
-    python: str, folder: str, slots: Mapping[str, tuple[int, ...]], node_rank: int, master: tuple[str, int]
+    python: str,
+    folder: str,
+    slots: Mapping[str, tuple[int, ...]],
+    node_rank: int,
+    master: tuple[str, int],
+    script: Script | None = None,
 ) -> tuple[str, ...]:
     """The command of one host: it starts its own ranks only and asks no other host for anything."""
     return (
@@ -56,8 +62,9 @@ def runner_argv(
         QUIET,
         "--no_local_rank",
         "--module",
-        WORKER,
+        WORKER if script is None else START,
         f"{folder}/run.json",
+        *(() if script is None else script.words),
     )
 
 

@@ -59,14 +59,16 @@ class DeepSpeedExecutor:
             commands=tuple(
                 Command(
                     host=host,
-                    argv=command.runner_argv(start.python, folder, slots, node_rank, master),
+                    argv=command.runner_argv(start.python, folder, slots, node_rank, master, start.script),
                     env=_environment(job, start),
                 )
                 for node_rank, host in enumerate(slots)
             ),
+            script=start.script,
         )
 
 
 def _environment(job: TrainingJob, start: Start) -> Mapping[str, str | None]:
     # The runner reads CUDA_VISIBLE_DEVICES as a filter of its own, which would contradict --include.
-    return {**rank_environment(job, start.accelerator), "CUDA_VISIBLE_DEVICES": None}
+    env = rank_environment(job, start.accelerator, own_script=start.script is not None)
+    return {**env, "CUDA_VISIBLE_DEVICES": None}

@@ -23,6 +23,8 @@ from planner.faults import SHOWN_CHARACTERS, nearest, refused
 from policies.errors import Fault, InputError
 
 CONSTANT = "ECHELON_CAN"
+START = "executors.script.start"
+"""The module that ranks run; it takes their place in the plan and then runs the script."""
 FULL, LORA = "full", "lora"
 CHOICES: Mapping[str, tuple[Any, ...]] = {
     "executors": EXECUTORS,
@@ -79,6 +81,11 @@ class Script:
     def name(self) -> str:
         """The file's name."""
         return Path(self.path).name
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What follows the run file on a rank's command line, for those who read process lists."""
+        return ("--", self.path, *self.arguments)
 
     @property
     def place(self) -> str:

@@ -7,6 +7,7 @@ from executors.environment import rank_environment
 from executors.layout import layout_of
 from executors.rules import reasons
 from executors.runfile import RUN_FILE, run_texts
+from executors.script.declaration import START
 from planner.canonical import inputs_from_documents
 from planner.execution import TORCH, Reason
 from planner.plan import Plan, ReplicaPlan
@@ -33,8 +34,11 @@ class TorchExecutor:
         layout = layout_of(inputs_from_documents(plan.inputs).fleet, replica)
         master = (start.master_addr(layout), start.port)
         hosts = ("localhost",) if start.one_machine else layout.hosts
-        argv = (start.python, "-m", "executors.rank_starter", f"{start.folder}/{RUN_FILE}")
-        env = rank_environment(job, start.accelerator)
+        run_file, script = f"{start.folder}/{RUN_FILE}", start.script
+        argv: tuple[str, ...] = (start.python, "-m", "executors.rank_starter", run_file)
+        if script is not None:
+            argv += ("--", start.python, "-m", START, run_file, *script.words)
+        env = rank_environment(job, start.accelerator, own_script=script is not None)
         return LaunchSpec(
             executor=self.name,
             replica=replica,
@@ -42,4 +46,5 @@ class TorchExecutor:
             folder=start.folder,
             files=run_texts(plan, job, **start.run_fields(master)),
             commands=tuple(Command(host=host, argv=argv, env=env) for host in hosts),
+            script=script,
         )
