@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from executors.events import Kind, parse_event
 from executors.layout import Layout
 from planner.plan import ReplicaPlan
 
 SCHEMA = "echelon/report/1"
 WARM_UP_STEPS = 2
 """Steps left out of every figure of time: caches and allocators fill in them."""
+WALL, CPU = 0, 1
 
 
 def rank_summary(
@@ -19,19 +22,46 @@ def rank_summary(
     rank: int,
     step_s: Sequence[float],
     cpu_s: Sequence[float],
-    spans: Mapping[str, Mapping[str, float]],
+    spent: Sequence[Mapping[str, tuple[float, float]]],
     peak_bytes: int,
-    layers: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Figures of one rank. `spans` holds the mean wall and CPU seconds per step of each kind of work."""
+    """Figures of one rank. `spent` holds for each step the wall and CPU seconds of each kind of work."""
     used = slice(WARM_UP_STEPS, None) if len(step_s) > WARM_UP_STEPS else slice(None)
+    kinds = sorted({kind for step in spent[used] for kind in step})
     return {
         "rank": rank,
         "step_s": figures(step_s[used]),
         "cpu_s": figures(cpu_s[used]),
-        "spans": spans,
+        "busy_s": figures([_busy(step, WALL) for step in spent[used]]),
+        "busy_cpu_s": figures([_busy(step, CPU) for step in spent[used]]),
+        "kinds": {
+            kind: {
+                "wall_s": figures([step.get(kind, (0.0, 0.0))[WALL] for step in spent[used]]),
+                "cpu_s": figures([step.get(kind, (0.0, 0.0))[CPU] for step in spent[used]]),
+            }
+            for kind in kinds
+        },
         "peak_bytes": peak_bytes,
-        "layers": layers,
+    }
+
+
+def history(path: Path) -> dict[str, Any]:
+    """Losses and evaluations of a replica from its first start on, out of the events of rank 0.
+
+    A step that was repeated after a loss counts once, as it was done last.
+    """
+    steps: dict[int, tuple[float, float]] = {}
+    evaluations: dict[int, float] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        event = parse_event(line)
+        if event.kind is Kind.STEP:
+            steps[event.data["step"]] = (event.data["loss"], event.data["gradient_norm"])
+        elif event.kind is Kind.EVALUATION:
+            evaluations[event.data["step"]] = event.data["loss"]
+    return {
+        "losses": [steps[step][0] for step in sorted(steps)],
+        "gradient_norms": [steps[step][1] for step in sorted(steps)],
+        "evaluations": [{"step": step, "loss": evaluations[step]} for step in sorted(evaluations)],
     }
 
 
@@ -75,7 +105,6 @@ def _stage(
 ) -> dict[str, Any]:
     stage = replica.stages[index]
     members = [summaries[rank.rank] for rank in layout.of_stage(index)]
-    busy_s = max(_busy(summary, "wall_s") for summary in members)
     limits = [
         sum(value for kind, value in kinds.items() if kind != "limit")
         for kinds in stage.memory_bytes.values()
@@ -89,14 +118,13 @@ def _stage(
             "memory_bytes": max(limits, default=0.0),
         },
         "measured": {
-            "busy_s": busy_s,
-            "busy_cpu_s": max(_busy(summary, "cpu_s") for summary in members),
+            "busy_s": max(summary["busy_s"]["best"] for summary in members),
+            "busy_cpu_s": max(summary["busy_cpu_s"]["best"] for summary in members),
             "peak_bytes": max(summary["peak_bytes"] for summary in members),
         },
     }
 
 
-def _busy(summary: Mapping[str, Any], clock: str) -> float:
+def _busy(step: Mapping[str, tuple[float, float]], clock: int) -> float:
     """Seconds of one step in forward and backward passes."""
-    spans = summary["spans"]
-    return float(sum(spans[kind][clock] for kind in ("forward", "backward") if kind in spans))
+    return sum(step[kind][clock] for kind in ("forward", "backward") if kind in step)

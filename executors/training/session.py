@@ -19,7 +19,7 @@ from executors.runfile import Run
 from executors.training.batches import Batches
 from executors.training.chain import Chain
 from executors.training.checkpoint import Checkpoints
-from executors.training.clock import Spent, StepClock
+from executors.training.clock import StepClock
 from executors.training.engine import Engine
 from executors.training.export import write_adapter, write_model
 from executors.training.loop import Emit, Loop, Progress
@@ -27,7 +27,7 @@ from executors.training.model_spec import ModelSpec, model_spec
 from executors.training.place import device_of, join_group
 from executors.training.prepare import prepare_text
 from executors.training.recompute import recomputed_layers
-from executors.training.report import WARM_UP_STEPS, build_report, rank_summary
+from executors.training.report import build_report, history, rank_summary
 from planner.execution import DEEPSPEED
 from policies.errors import InputError
 
@@ -184,27 +184,16 @@ def _export(run: Run, chain: Chain, checkpoints: Checkpoints, emit: Emit) -> dic
 
 
 def _summary(me: Rank, progress: Progress) -> dict[str, Any]:
-    used = progress.spent[WARM_UP_STEPS:] or progress.spent
     return rank_summary(
         rank=me.rank,
         step_s=progress.step_s,
         cpu_s=progress.cpu_s,
-        spans=_mean_spans(used),
+        spent=[
+            {kind.value: (each.wall_s, each.thread_s) for kind, each in spent.items()}
+            for spent in progress.spent
+        ],
         peak_bytes=peak_bytes(),
-        layers={},
     )
-
-
-def _mean_spans(steps: list[Mapping[Any, Spent]]) -> dict[str, dict[str, float]]:
-    """Mean seconds per step of each kind of work."""
-    kinds = {kind for spent in steps for kind in spent}
-    return {
-        str(kind.value): {
-            "wall_s": sum(s[kind].wall_s for s in steps if kind in s) / len(steps),
-            "cpu_s": sum(s[kind].thread_s for s in steps if kind in s) / len(steps),
-        }
-        for kind in sorted(kinds)
-    }
 
 
 def peak_bytes() -> int:
@@ -230,9 +219,7 @@ def _write_report(
     outcome = {
         "first_step": progress.first_step,
         "exported": exported,
-        "losses": progress.losses,
-        "gradient_norms": progress.gradient_norms,
-        "evaluations": [{"step": step, "loss": loss} for step, loss in progress.evaluations],
+        **history(events.rank_file(run.folder, 0)),
     }
     tokens = run.inputs.workload.job.tokens_per_step
     report = build_report(run.replica, layout, summaries, tokens_per_step=tokens, outcome=outcome)
