@@ -74,7 +74,7 @@ def sign_of_failed(event: Event, who: str, seen_s: float) -> Sign:
         code=code,
         message=f"{who}: {message}",
         hint=str(event.data.get("hint", "")),
-        exit_code=exit_code if type(exit_code) is int and 0 < exit_code < 10 else 9,
+        exit_code=exit_code if type(exit_code) is int and 1 < exit_code < 9 else 9,
         rank=event.rank,
         host=event.host,
     )
