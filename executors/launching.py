@@ -128,7 +128,7 @@ def _require_able(script: Script, plan: Plan, replica: ReplicaPlan) -> None:
     raise ExecutorFailedError(
         "script-not-able",
         f"{script.place} can't carry out replica {replica.id}:{told}",
-        hint=f"if it can, let it say so in {CONSTANT} (docs/scripts.md); else plan with a model file that asks "
+        hint=f"if it can, let it say so in {CONSTANT} (docs/scripts.md); else plan with a model file asking "
         "for less, such as `max_stages: 1` or `recompute: false`",
     )
 

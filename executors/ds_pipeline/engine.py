@@ -11,11 +11,10 @@ import torch
 import torch.distributed as dist
 from deepspeed.runtime.pipe import schedule
 from deepspeed.runtime.pipe.engine import PipelineEngine
-from deepspeed.runtime.pipe.module import PipelineModule
-from deepspeed.runtime.pipe.topology import PipeDataParallelTopology
 from torch import nn
 
 from executors.ds_pipeline.command import ds_config
+from executors.ds_pipeline.cut import Anchored, CutModule, planned_topology
 from executors.ds_pipeline.states import gather_states, load_states, restart_counters
 from executors.layout import Layout
 from executors.training.chain import Chain, token_loss, with_recompute
@@ -44,35 +43,14 @@ def join(device: torch.device) -> None:
     deepspeed.init_distributed(backend, verbose=False, timeout=GROUP_TIMEOUT)
 
 
-class Anchored(nn.Module):
-    """A layer of a stage that trains nothing. DeepSpeed wants a trained weight and a gradient in every stage.
-
-    The weight is one zero that is multiplied by zero: it changes neither the output nor the gradient norm.
-    """
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-        self.anchor = nn.Parameter(torch.zeros(1, dtype=next(inner.parameters()).dtype))
-
-    def forward(self, given: torch.Tensor) -> torch.Tensor:
-        """The inner layer's output."""
-        return self.inner(given) + 0.0 * self.anchor
-
-
-class PlannedModule(PipelineModule):
+class PlannedModule(CutModule):
     """A pipeline cut where the plan cuts it; a rank builds the layers of its own stage only."""
 
     def __init__(self, layers: Mapping[int, nn.Module], borders: Sequence[int], topology: Any) -> None:
-        self._borders = list(borders)
         # DeepSpeed passes over plain functions when it looks for weights, and calls its own stage's only.
         chain = [layers.get(i, _elsewhere) for i in range(borders[-1])]
-        super().__init__(layers=chain, topology=topology, loss_fn=token_loss, partition_method="uniform")
+        super().__init__(chain, borders, topology, loss_fn=token_loss)
         self.tied: tuple[nn.Parameter, Any] | None = None
-
-    def _partition_layers(self, method: str = "uniform") -> None:
-        self.parts = self._borders
-        self._set_bounds(start=self.parts[self.stage_id], stop=self.parts[self.stage_id + 1])
 
     def get_tied_weights_and_groups(self) -> list[tuple[nn.Parameter, Any]]:
         """The rank's copy of the tied weight, with the ranks that hold the other one."""
@@ -81,14 +59,6 @@ class PlannedModule(PipelineModule):
 
 def _elsewhere(given: Any) -> Any:
     raise RuntimeError("a layer of another stage was called")
-
-
-def planned_topology(layout: Layout, num_stages: int, width: int) -> Any:
-    """DeepSpeed's grid with the ranks of the plan: coordinate (stage, replica of it) -> rank."""
-    topology = PipeDataParallelTopology(num_pp=num_stages, num_dp=width)
-    for coordinate in topology.mapping:
-        topology.mapping[coordinate] = layout.rank_at(coordinate.pipe, coordinate.data)
-    return topology
 
 
 class DeepSpeedEngine:
