@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import pytest
 from small_worker import VARIABLE, Behaviour
 
 from costmodels.fleet import Fleet
@@ -155,6 +158,18 @@ def marked(mark: str) -> list[int]:
             except OSError:
                 continue
     return found
+
+
+@pytest.fixture
+def mark(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Everything that a test starts carries this mark in its environment; afterwards nothing of it runs."""
+    mark = uuid.uuid4().hex
+    monkeypatch.setenv(MARK, mark)
+    yield mark
+    left = marked(mark)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert left == []
 
 
 def wait_until(condition: Callable[[], bool], limit_s: float = 20.0) -> None:

@@ -6,16 +6,17 @@ import os
 import signal
 import subprocess
 import sys
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from agents import ROOT, Agent, python, spec_in
-from launches import MARK, marked, wait_until
+from launches import mark, marked, wait_until
 
 from executors.events import Kind
 from executors.processes import descendants, process_table, send_signal
+
+__all__ = ["mark"]
 
 # A launcher that starts a rank and hardly looks after it; the rank leaves a daemon behind that has left its
 # session and its parent. Both ignore SIGTERM.
@@ -52,17 +53,10 @@ time.sleep(1000)
 """
 
 
-@pytest.fixture
-def mark(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Everything that a test starts carries this mark in its environment; afterwards nothing of it runs."""
-    mark = uuid.uuid4().hex
-    monkeypatch.setenv(MARK, mark)
+@pytest.fixture(autouse=True)
+def packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands run in the run folder and import our packages."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    yield mark
-    left = marked(mark)
-    for pid in left:
-        os.kill(pid, signal.SIGKILL)
-    assert left == []
 
 
 def tree(folder: Path, **fields: float) -> tuple[Agent, int]:
