@@ -162,7 +162,15 @@ class TorchEngine:
 
     def load_layer_states(self, states: Mapping[int, LayerState], step: int) -> None:
         """Continue from these states after `step` optimiser steps. Holds at least the rank's own layers."""
+        self._stage.release()
         self._updater.load(states, step)
+
+    def tied_weight(self) -> torch.Tensor | None:
+        """This stage's copy of a weight shared with another stage, in full; None where it shares none.
+
+        Collective in the stage. All copies are equal bit for bit after every step.
+        """
+        return self._updater.tied_weight()
 
     def close(self) -> None:
         """Leave the process group."""
@@ -248,7 +256,7 @@ class TorchEngine:
         return torch.stack((loss * num_tokens, torch.full_like(loss, num_tokens)))
 
     def _take_part(self) -> None:
-        """A pass without rows of its own, where other ranks of the stage need this one's shard of the weights."""
+        """A pass without rows, where other ranks of the stage need this one's shard of the weights."""
         if self._plan.zero < WEIGHTS_SHARDED:
             return
         form = self._hidden
@@ -263,7 +271,7 @@ class TorchEngine:
         return token_loss(logits, labels_BT)
 
     def _seed_dropout(self, step: int, micro_batch: int) -> None:
-        """The same dropout on tensor-parallel ranks, another one everywhere else, and again after a resume."""
+        """The same dropout on tensor-parallel ranks, another one elsewhere, and again after a resume."""
         place = (self._training.seed, step, micro_batch, self._me.stage, self._me.dp_i)
         torch.manual_seed(int.from_bytes(hashlib.sha256(repr(place).encode()).digest()[:7], "big"))
 

@@ -18,7 +18,7 @@ _CHUNK_ELSEWHERE = 1 << 26
 
 
 class Moments:
-    """What AdamW keeps of one flat piece of weights: both moments and, for 16-bit weights, the master copy."""
+    """What AdamW keeps of a flat piece of weights: both moments and, for 16-bit weights, the master copy."""
 
     def __init__(self, weight_N: torch.Tensor) -> None:
         self.exp_avg_N = torch.zeros_like(weight_N, dtype=torch.float32)

@@ -39,8 +39,8 @@ def transfers(
 ) -> tuple[Transfer, ...]:
     """All transfers of one micro-batch over one border, in one direction.
 
-    Every target rank gets each of its rows once. Senders that hold the same rows share the work: tensor-parallel
-    rank t of the target hears from rank t mod `source_tp`.
+    Every target rank gets each of its rows once. Senders that hold the same rows share the work:
+    tensor-parallel rank t of the target hears from rank t mod `source_tp`.
     """
     found: list[Transfer] = []
     for target_i, wanted in enumerate(row_ranges(target_shares)):

@@ -86,7 +86,7 @@ def build_stage(
     tensor: Group,
     device: torch.device,
 ) -> Stage:
-    """Build this rank's part of the layers; under ZeRO-3 each layer is sharded before the next one is built."""
+    """This rank's part of the layers; under ZeRO-3 each one is sharded before the next one is built."""
     built: dict[int, nn.Module] = {}
     trained: list[Trained] = []
     tied_here = [i for i in layers if chain.tied_parameter(i) is not None]

@@ -2,8 +2,8 @@
 
 Attention and feed-forward part of a block are *regions*: the first matrices are cut by columns (heads, inner
 width), the last by rows, and only the region's output is summed over the ranks (Shoeybi et al. 2019,
-arXiv:1909.08053, section 3). Embedding and output matrix are cut by words. Inside a region every rank computes
-with its own part, so a parameter there that isn't cut gets a partial gradient.
+arXiv:1909.08053, section 3). Embedding and output matrix are cut by words. Inside a region every rank
+computes with its own part, so a parameter there that isn't cut gets a partial gradient.
 """
 
 from __future__ import annotations
@@ -234,7 +234,7 @@ def _names(block: nn.Module, path: str) -> list[str]:
 
 
 def _without_bias(module: nn.Module) -> nn.Module:
-    """Let the module leave its bias out, to be added once, after the sum. Returns the module that holds it."""
+    """Let the module leave its bias out, to be added once, after the sum; returns who holds the bias."""
     holder: nn.Module = getattr(module, "base_layer", module)
     if _is_transposed(holder):
         holder.forward = lambda given: given @ holder.weight

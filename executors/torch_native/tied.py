@@ -16,9 +16,9 @@ CHUNK_BYTES_MAX = 32 * 2**20
 def sum_tied(mine_N: torch.Tensor, first: int, length: int, group: Group) -> None:
     """Replace the elements that this rank holds by their sum over all ranks of the group that hold them.
 
-    `mine_N` are elements from `first` on of the weight's `length`, row by row. Every rank adds what it has: the
-    sum of its own rows where gradients aren't sharded, its shard of the stage's sum where they are. The result is
-    the same bit for bit on all ranks.
+    `mine_N` are elements from `first` on of the weight's `length`, row by row. Every rank adds what it has:
+    the sum over its own sequences where gradients aren't sharded, its shard of the stage's sum where they
+    are. The result is the same bit for bit on all ranks.
     """
     at_once = max(1, CHUNK_BYTES_MAX // mine_N.element_size())
     for start in range(0, length, at_once):

@@ -47,7 +47,7 @@ class Updater:
         self._adamw = AdamW(training)
 
     def step(self, loss: torch.Tensor, learning_rate: float) -> StepResult:
-        """Change the weights by the gradients held; `loss` is this rank's addend. Collective over all ranks."""
+        """Change the weights by the gradients held; the losses of all ranks are added up. Collective."""
         with self._clock.span(Kind.SYNC):
             for part in self._parts:
                 part.reduce()
@@ -86,8 +86,16 @@ class Updater:
                         layer[f"{kind}:{one.name}"] = whole.detach().to("cpu", torch.float32, copy=True)
         return dict(states)
 
+    def tied_weight(self) -> torch.Tensor | None:
+        """The weight shared with another stage, in full, as this one computes with it; None without one."""
+        for part in self._parts:
+            for one, whole in part.whole(part.weight()):
+                if one.tied:
+                    return whole.detach().to("cpu", copy=True)
+        return None
+
     def load(self, states: Mapping[int, LayerState], step: int) -> None:
-        """Continue from these states after `step` steps. A weight tied to an earlier stage comes from there."""
+        """Continue from these states after `step` steps. The later copy of a tied weight needs none."""
         self._adamw.num_steps = step
         whole: WholeStates = {
             kind: {(one.layer_i, one.name): self._whole(states, one, kind) for one in self._trained}

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+import numpy as np
 import pytest
-from forked import run_ranks
-from torch_cases import Case, Outcome, alone, assert_equal, engine_arguments, job, merged, stages, train
+from torch_cases import Case, alone, assert_equal, job, stages, trained
 
 from planner.training import PipelineSchedule
 
@@ -49,27 +47,33 @@ ADAPTERS = {
         stages=stages([0, 1, 4, 6], [[4], [1, 3], [4]], recompute=[1, 2, 1]), adapter_rank=4, model="gpt2"
     ),
 }
-
-
-def trained(case: Case) -> Outcome:
-    """The case in as many ranks as it asks for."""
-    return merged(run_ranks(case.num_ranks, lambda rank: train_rank(case, rank)))
-
-
-def train_rank(case: Case, rank: int) -> Outcome:
-    """One rank of a case."""
-    engine = build(case, rank)
-    outcome = train(engine, range(5))
-    engine.close()
-    return outcome
-
-
-def build(case: Case, rank: int, **changes: Any) -> Any:
-    """The engine of one rank."""
-    from executors.torch_native.engine import TorchEngine
-
-    arguments = {**engine_arguments(case), **changes}
-    return TorchEngine(**arguments, replica=case.replica, layout=case.layout, rank=rank, timeout_s=60.0)
+TENSOR_PARALLEL = {
+    "llama, adapters, recomputed": Case(
+        stages=stages([0, 3, 6], [[4], [4]], tp=[2, 1], recompute=[2, 0]), adapter_rank=4
+    ),
+    "llama, zero 3": Case(stages=stages([0, 6], [[3, 1]], tp=[2], zero=[3])),
+    "qwen3, tied, zero 1": Case(
+        stages=stages([0, 3, 6], [[3, 1], [4]], tp=[2, 2], zero=[1, 0]), model="qwen3"
+    ),
+    "qwen3, tied, zero 3 and 0": Case(
+        stages=stages([0, 3, 6], [[3, 1], [4]], tp=[2, 1], zero=[3, 0]), model="qwen3"
+    ),
+    "qwen3, tied, zero 0 and 2": Case(
+        stages=stages([0, 3, 6], [[4], [1, 3]], tp=[1, 2], zero=[0, 2]), model="qwen3"
+    ),
+    "qwen3, tied, one stage": Case(stages=stages([0, 6], [[4]], tp=[2]), model="qwen3"),
+    "gpt2": Case(stages=stages([0, 3, 6], [[4], [4]], tp=[1, 2]), model="gpt2"),
+    "gpt2, adapters": Case(stages=stages([0, 3, 6], [[4], [4]], tp=[2, 1]), model="gpt2", adapter_rank=4),
+    "gpt_neox": Case(stages=stages([0, 3, 6], [[4], [4]], tp=[1, 2]), model="gpt_neox"),
+    "opt": Case(stages=stages([0, 3, 6], [[4], [4]], tp=[2, 1]), model="opt"),
+    "qwen2_moe": Case(stages=stages([0, 6], [[4]], tp=[2]), model="qwen2_moe"),
+}
+ROUNDED = {
+    "zero 1": Case(stages=stages([0, 3, 6], [[3, 1], [4]], zero=[1, 0]), dtype="bf16"),
+    "zero 3, tied": Case(stages=stages([0, 3, 6], [[4], [3, 1]], zero=[0, 3]), dtype="bf16", model="qwen3"),
+    "tensor parallel": Case(stages=stages([0, 3, 6], [[4], [4]], tp=[1, 2]), dtype="bf16", model="qwen3"),
+    "adapters": Case(stages=stages([0, 3, 6], [[4], [3, 1]]), dtype="bf16", adapter_rank=4),
+}
 
 
 @pytest.mark.parametrize("case", UNEQUAL.values(), ids=UNEQUAL.keys())
@@ -90,3 +94,20 @@ def test_tied_embeddings_train_what_one_process_trains(case: Case) -> None:
 @pytest.mark.parametrize("case", ADAPTERS.values(), ids=ADAPTERS.keys())
 def test_adapters_train_what_one_process_trains(case: Case) -> None:
     assert_equal(trained(case), alone(case))
+
+
+@pytest.mark.parametrize("case", TENSOR_PARALLEL.values(), ids=TENSOR_PARALLEL.keys())
+def test_tensor_parallel_stages_train_what_one_process_trains(case: Case) -> None:
+    assert_equal(trained(case), alone(case))
+
+
+def test_bf16_with_one_rank_per_stage_rounds_like_one_process() -> None:
+    case = Case(stages=stages([0, 3, 6], [[4], [4]]), dtype="bf16")
+    assert_equal(trained(case), alone(case), rtol=1e-4, weights_atol=2e-4)
+
+
+@pytest.mark.parametrize("case", ROUNDED.values(), ids=ROUNDED.keys())
+def test_bf16_differs_by_the_rounding_of_split_sums_only(case: Case) -> None:
+    found, expected = trained(case), alone(case)
+    np.testing.assert_allclose(found.losses, expected.losses, rtol=1e-3)
+    np.testing.assert_allclose(found.norms, expected.norms, rtol=1e-2)

@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+from forked import run_ranks
 
 from executors.layout import Layout, Rank
 from executors.training.model_spec import ModelSpec
@@ -16,6 +17,7 @@ from planner.training import TrainingJob
 
 SEQUENCE_TOKENS = 12
 LEARNING_RATE = 2e-3
+NUM_STEPS = 5
 DENSE = ("q", "k", "v", "o", "gate", "up", "down")
 TARGETS = {"qwen2_moe": ("q", "k", "v", "o")}
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
@@ -317,7 +319,39 @@ def merged(outcomes: Sequence[Outcome]) -> Outcome:
     )
 
 
-def alone(case: Case, num_steps: int = 5) -> Outcome:
+def build(case: Case, rank: int, **changes: Any) -> Any:
+    """The engine of one rank."""
+    from executors.torch_native.engine import TorchEngine
+
+    arguments = {**engine_arguments(case), **changes}
+    return TorchEngine(**arguments, replica=case.replica, layout=case.layout, rank=rank, timeout_s=60.0)
+
+
+def preload(case: Case) -> None:
+    """Import here what ranks need, so that none of them has to."""
+    import torch.distributed.fsdp
+    import torch.distributed.tensor
+
+    import executors.torch_native.engine  # noqa: F401
+    from executors.training.chain import Chain
+
+    Chain(case.spec).build(1)
+
+
+def trained(case: Case) -> Outcome:
+    """What the case's pipeline makes of its model and text, in as many ranks as it asks for."""
+    preload(case)
+
+    def work(rank: int) -> Outcome:
+        engine = build(case, rank)
+        outcome = train(engine, range(NUM_STEPS))
+        engine.close()
+        return outcome
+
+    return merged(run_ranks(case.num_ranks, work))
+
+
+def alone(case: Case, num_steps: int = NUM_STEPS) -> Outcome:
     """What one process makes of the case's model and text."""
     return _alone(
         case.model,
