@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from deepspeed.runtime.pipe.module import PipelineModule
-from deepspeed.runtime.pipe.topology import PipeDataParallelTopology
+from deepspeed.runtime.pipe.topology import PipeDataParallelTopology, PipeModelDataParallelTopology
 from torch import nn
 
 from executors.layout import Layout
@@ -44,9 +44,12 @@ class Anchored(nn.Module):
         return self.inner(given) + 0.0 * self.anchor
 
 
-def planned_topology(layout: Layout, num_stages: int, width: int) -> Any:
-    """DeepSpeed's grid with the ranks of the plan: coordinate (stage, replica of it) -> rank."""
-    topology = PipeDataParallelTopology(num_pp=num_stages, num_dp=width)
-    for coordinate in topology.mapping:
-        topology.mapping[coordinate] = layout.rank_at(coordinate.pipe, coordinate.data)
+def planned_topology(layout: Layout, num_stages: int, width: int, tp: int = 1) -> Any:
+    """DeepSpeed's grid with the ranks of the plan: coordinate (stage, its replica, part of it) -> rank."""
+    if tp == 1:
+        topology = PipeDataParallelTopology(num_pp=num_stages, num_dp=width)
+    else:
+        topology = PipeModelDataParallelTopology(num_pp=num_stages, num_mp=tp, num_dp=width)
+    for at in topology.mapping:
+        topology.mapping[at] = layout.rank_at(at.pipe, at.data, getattr(at, "model", 0))
     return topology
