@@ -98,6 +98,8 @@ def closed_form_is_exact(
 ) -> bool:
     """Whether the planner's form equals the simulated step with overlapped transfers over their own links.
 
+    At least one receive of a kind is posted ahead.
+
     True where one of these holds, and either no stage synchronises on its own or the first stage's
     synchronisation and update are the longest:
     - there is one micro-batch, or one stage;

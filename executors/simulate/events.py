@@ -7,20 +7,26 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 Happening = Callable[[float], None]
+Order = tuple[int, int]
+"""Replica and stage."""
 
 
 @dataclass(slots=True)
 class Clock:
-    """What is still to happen. At equal times the lower rank goes first, then what was asked for first."""
+    """What is still to happen.
+
+    At equal times the lower replica goes first, then its lower stage (-1 for the replica as a whole), then
+    what was asked for first.
+    """
 
     now_s: float = 0.0
-    _heap: list[tuple[float, int, int, Happening]] = field(default_factory=list)
+    _heap: list[tuple[float, Order, int, Happening]] = field(default_factory=list)
     _asked: int = 0
 
-    def at(self, time_s: float, rank: int, happening: Happening) -> None:
+    def at(self, time_s: float, order: Order, happening: Happening) -> None:
         """Call `happening(time_s)` when it is that time."""
         self._asked += 1
-        heapq.heappush(self._heap, (time_s, rank, self._asked, happening))
+        heapq.heappush(self._heap, (time_s, order, self._asked, happening))
 
     def run(self, tick: Callable[[float], None] | None = None) -> None:
         """Let everything happen that was asked for, and what that asks for; `tick` hears of the time."""

@@ -56,6 +56,7 @@ class StepRun(ABC):
         self.transfers: list[Span] = []
         self.pipeline_s = 0.0
         self._clock, self._links, self._on_end, self._rank = clock, links, on_end, rank
+        self._order = [(rank, stage) for stage in range(len(setup.stages))]
         self._cancelled = False
         self._num_stages = len(setup.stages)
         self._programs = setup.programs()
@@ -84,7 +85,7 @@ class StepRun(ABC):
         """Do what follows a pass at once."""
 
     def _resume(self, stage: int, time_s: float) -> None:
-        self._clock.at(time_s, self._rank, self._advance[stage])
+        self._clock.at(time_s, self._order[stage], self._advance[stage])
 
     def _go_on(self, stage: int, now_s: float) -> None:
         if self._cancelled:
@@ -103,7 +104,7 @@ class StepRun(ABC):
             end_s, kind = now_s + times.backward_s, Kind.BACKWARD
         self.work.append(Span(kind, stage, i, now_s, end_s))
         self._position[stage] += 1
-        self._clock.at(end_s, self._rank, self._computed[stage])
+        self._clock.at(end_s, self._order[stage], self._computed[stage])
 
     def _pass_done(self, stage: int, now_s: float) -> None:
         if not self._cancelled:
@@ -125,7 +126,7 @@ class StepRun(ABC):
         sync_s = self.setup.stages[stage].sync_s
         if sync_s > 0.0:
             self.work.append(Span(Kind.SYNC, stage, -1, now_s, now_s + sync_s))
-        self._clock.at(now_s + sync_s, self._rank, self._synchronised)
+        self._clock.at(now_s + sync_s, self._order[stage], self._synchronised)
 
     def _synchronised(self, now_s: float) -> None:
         self._unsynced -= 1
@@ -134,7 +135,7 @@ class StepRun(ABC):
         for stage, times in enumerate(self.setup.stages):
             if times.update_s > 0.0:
                 self.work.append(Span(Kind.UPDATE, stage, -1, now_s, now_s + times.update_s))
-            self._clock.at(now_s + times.update_s, self._rank, self._updated)
+            self._clock.at(now_s + times.update_s, self._order[stage], self._updated)
 
     def _updated(self, now_s: float) -> None:
         self._unended -= 1

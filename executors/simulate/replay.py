@@ -164,10 +164,10 @@ class Replay:
             replica.run.begin(now_s)
         else:
             replica.run = None
-            self._clock.at(now_s + alone.step_s, replica.index, ended)
+            self._clock.at(now_s + alone.step_s, (replica.index, -1), ended)
         if replica.hits and replica.hits[0][0].loss.step <= replica.next_step:
             lose = partial(self._lose, replica, *replica.hits.pop(0))
-            self._clock.at(now_s + alone.step_s / 2.0, replica.index, lose)
+            self._clock.at(now_s + alone.step_s / 2.0, (replica.index, -1), lose)
 
     def _end_step(self, replica: _Running, epoch: int, now_s: float) -> None:
         if epoch != replica.epoch:
@@ -179,7 +179,7 @@ class Replay:
         if is_saved and self.options.checkpoint_s > 0.0:
             ready_s = now_s + self.options.checkpoint_s
             replica.pauses.append(Pause(kind=PauseKind.CHECKPOINT, start_s=now_s, end_s=ready_s))
-            self._clock.at(ready_s, replica.index, partial(self._saved, replica))
+            self._clock.at(ready_s, (replica.index, -1), partial(self._saved, replica))
         elif is_saved:
             self._saved(replica, now_s)
         else:
@@ -247,7 +247,7 @@ class Replay:
         ):
             if end_s > start_s:
                 replica.pauses.append(Pause(kind=kind, start_s=start_s, end_s=end_s))
-        self._clock.at(ready_s, index, partial(self._begin_step, replica))
+        self._clock.at(ready_s, (index, -1), partial(self._begin_step, replica))
 
     # Losses.
 
@@ -272,11 +272,11 @@ class Replay:
             replica.chains.append(takes_over)
             replica.chain_i = len(replica.chains) - 1
             replica.next_step = replica.saved
-            self._clock.at(resumed_s, replica.index, partial(self._begin_step, replica))
+            self._clock.at(resumed_s, (replica.index, -1), partial(self._begin_step, replica))
         else:
             repeated = 0
             replica.stopped = True
-            self._clock.at(noticed_s, replica.index, partial(self._leave, replica))
+            self._clock.at(noticed_s, (replica.index, -1), partial(self._leave, replica))
         replica.losses.append(
             LossRecord(
                 name=hit.loss.name,
