@@ -17,6 +17,7 @@ from executors.outcome import Deadlines, LaunchOutcome, Status
 from executors.relaunch import run_with_failover
 from executors.remote import Transport
 from executors.run_folder import CHECKPOINTS, REPORT, checkpoint_steps
+from executors.script.report import write_script_report
 from executors.supervisor import supervise
 from planner.canonical import inputs_from_documents
 from planner.plan import Plan, ReplicaPlan
@@ -66,24 +67,30 @@ def run_launches(
         log(event)
         on_event(event)
 
+    prepare = _Preparing(plan, training, launches)
     try:
         if failover and node is None:
             fleet = inputs_from_documents(plan.inputs).fleet
-            prepare = _Preparing(plan, training, launches)
             outcome = run_with_failover(plan, fleet, specs, prepare, transport, tell, deadlines=deadlines)
         else:
             outcome = supervise(specs, transport, tell, deadlines=deadlines)
     finally:
         log.close()
+    if node is None:
+        # Ranks of a script write no report themselves.
+        for spec in prepare.newest.values():
+            if spec.script is not None:
+                write_script_report(spec, folder / EVENTS_FILE, plan.tokens_per_step)
     return Ended(folder=folder, outcome=outcome, reports=_reports(specs, outcome))
 
 
 class _Preparing:
-    """Prepares replacements of the launched replicas."""
+    """Prepares replacements of the launched replicas; `newest` has what was started last of each."""
 
     def __init__(self, plan: Plan, training: TrainingJob, launches: Sequence[Launch]) -> None:
         self._plan, self._training = plan, training
         self._launches = {launch.replica.id: launch for launch in launches}
+        self.newest = {launch.replica.id: launch.spec for launch in launches}
 
     def __call__(
         self, replica: ReplicaPlan, *, boundary: str, failover: int, resume: bool, attempt: int
@@ -94,7 +101,9 @@ class _Preparing:
             port = free_port()
         else:
             port = launch.start.port + len(self._launches) * (attempt - 1)
-        return replacement_launch(self._plan, launch, self._training, failover, port).spec
+        spec = replacement_launch(self._plan, launch, self._training, failover, port).spec
+        self.newest[replica.id] = spec
+        return spec
 
 
 def _require_fresh(launch: Launch) -> None:

@@ -70,8 +70,8 @@ def write_script_report(spec: LaunchSpec, events_file: Path, tokens_per_step: in
 def script_report(spec: LaunchSpec, events: Iterable[Event], tokens_per_step: int) -> dict[str, Any] | None:
     """The report of a replica, as our own worker would write it; None where nobody reported a step.
 
-    A script doesn't tell computing from waiting, so `busy_s` of stages and ranks is null and `busy_cpu_s` of a
-    stage is that of its busiest rank, over whole steps.
+    A script doesn't tell computing from waiting, so `busy_s` is null, and `busy_cpu_s` of a stage is that of its
+    busiest rank over whole steps.
     """
     told: dict[int, _Told] = defaultdict(_Told)
     for event in events:
@@ -88,14 +88,13 @@ def script_report(spec: LaunchSpec, events: Iterable[Event], tokens_per_step: in
         stage["measured"]["busy_cpu_s"] = max(each["best"] for each in members)
     for measured in (*summaries, *(stage["measured"] for stage in report["stages"])):
         measured["busy_s"] = None
+    for summary in summaries:
+        summary["busy_cpu_s"] = None
     return report
 
 
 def _summary(rank: int, told: _Told) -> dict[str, Any]:
-    summary = rank_summary(
-        rank=rank, step_s=told.step_s, cpu_s=told.cpu_s, spent=(), peak_bytes=told.peak_bytes
-    )
-    return {**summary, "busy_cpu_s": None}
+    return rank_summary(rank=rank, step_s=told.step_s, cpu_s=told.cpu_s, spent=(), peak_bytes=told.peak_bytes)
 
 
 def _outcome(told: dict[int, _Told]) -> dict[str, Any]:

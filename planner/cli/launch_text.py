@@ -74,6 +74,7 @@ class ProgressLine:
         self._steps, self._show, self._note, self._clock = steps, show, note, clock
         self._latest: dict[str, str] = {}
         self._begun: dict[str, tuple[float, int]] = {}
+        self._own_steps: dict[str, int] = {}
 
     def __call__(self, event: Event) -> None:
         """Take one event."""
@@ -90,6 +91,9 @@ class ProgressLine:
         )
 
     def _on_ready(self, event: Event, data: Mapping[str, Any]) -> None:
+        # Only a script knows how long it goes on.
+        if "num_steps" in data:
+            self._own_steps[event.replica] = int(data["num_steps"])
         self._set(event.replica, f"rank {event.rank} is ready")
 
     def _on_step(self, event: Event, data: Mapping[str, Any]) -> None:
@@ -97,14 +101,13 @@ class ProgressLine:
             return
         step = int(data["step"])
         begun_s, first = self._begun.setdefault(event.replica, (self._clock(), step))
-        left = ""
+        left, steps = "", self._own_steps.get(event.replica, self._steps)
         if step > first:
-            left_s = (self._clock() - begun_s) / (step - first) * (self._steps - step)
+            left_s = (self._clock() - begun_s) / (step - first) * max(0, steps - step)
             left = f", {_minutes(left_s)} left"
         speed = data["tokens"] / data["wall_s"] if data["wall_s"] else 0.0
-        self._set(
-            event.replica, f"step {step}/{self._steps}, loss {data['loss']:.3f}, {speed:,.0f} tokens/s{left}"
-        )
+        loss = "" if data["loss"] is None else f"loss {data['loss']:.3f}, "
+        self._set(event.replica, f"step {step}/{steps}, {loss}{speed:,.0f} tokens/s{left}")
 
     def _on_evaluation(self, event: Event, data: Mapping[str, Any]) -> None:
         self._note(f"{event.replica}: loss on held-out text {data['loss']:.4f} after {data['step']} steps")
@@ -191,7 +194,9 @@ def report_text(report: Mapping[str, Any], folder: Any) -> str:
     return "\n".join(lines)
 
 
-def _seconds(value_s: float) -> str:
+def _seconds(value_s: float | None) -> str:
+    if value_s is None:
+        return "-"
     if value_s >= 1.0:
         return f"{value_s:.2f} s"
     return f"{value_s * 1e3:.1f} ms" if value_s >= 1e-3 else f"{value_s * 1e6:.0f} us"
