@@ -70,8 +70,8 @@ def write_script_report(spec: LaunchSpec, events_file: Path, tokens_per_step: in
 def script_report(spec: LaunchSpec, events: Iterable[Event], tokens_per_step: int) -> dict[str, Any] | None:
     """The report of a replica, as our own worker would write it; None where nobody reported a step.
 
-    A script doesn't tell computing from waiting, so `busy_s` is null, and `busy_cpu_s` of a stage is that of its
-    busiest rank over whole steps.
+    A script doesn't tell computing from waiting, so `busy_s` is null, and `busy_cpu_s` of a stage is that
+    of its busiest rank over whole steps.
     """
     told: dict[int, _Told] = defaultdict(_Told)
     for event in events:

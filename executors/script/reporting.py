@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
@@ -45,7 +46,10 @@ class RankReporter:
 
     def evaluation(self, step: int, loss: float) -> None:
         """Mean loss on held-out text. The time it took belongs to no step."""
-        self._log(events.evaluation(self._rank, step=step, loss=loss))
+        if math.isfinite(loss):
+            self._log(events.evaluation(self._rank, step=step, loss=loss))
+        else:
+            self._log(events.note(f"the loss on held-out text is {loss} after {step} steps", self._rank))
         self._restart_clocks()
 
     def checkpoint(self, step: int, folder: Path) -> None:

@@ -1,0 +1,1 @@
+"""Training scripts to start from; `docs/scripts.md` shows them."""
