@@ -85,7 +85,7 @@ class TorchEngine:
         self._is_first = self._me.stage == 0
         self._is_last = self._me.stage == len(replica.stages) - 1
         self._rows = row_ranges(plan.micro_batch_shares)[self._me.dp_i]
-        tied = _tied_stages(chain, replica)
+        tied = tied_stages(chain, replica)
         self._groups = build_groups(replica, layout, self._me, tied, timeout_s)
         if recomputed is None:
             recomputed = first_blocks(layers, chain.num_layers, plan.recompute)
@@ -284,7 +284,7 @@ def _trains_by_stage(num_stages: int, mine: int, trains: bool, device: torch.dev
     return [flag > 0 for flag in flags.tolist()]
 
 
-def _tied_stages(chain: Any, replica: ReplicaPlan) -> tuple[int, int] | None:
+def tied_stages(chain: Any, replica: ReplicaPlan) -> tuple[int, int] | None:
     """The two stages that hold copies of one trained weight, if there are two."""
     if chain.tied is None or not chain.spec.full:
         return None

@@ -110,7 +110,7 @@ def build_stage(
     return Stage(module=module, trained=tuple(trained), head_is_cut=head_is_cut)
 
 
-def first_blocks(layers: range, num_layers: int, count: int) -> frozenset[int]:
+def first_blocks(layers: Sequence[int], num_layers: int, count: int) -> frozenset[int]:
     """The layers recomputed where nobody named them: the first blocks, then the ends of the chain."""
     blocks = [i for i in layers if 0 < i < num_layers - 1]
     ends = [i for i in layers if i not in blocks]

@@ -126,7 +126,7 @@ class Case:
     """A model, a plan for it and how it is trained."""
 
     stages: tuple[StageCase, ...]
-    micro_batches: int = 4
+    micro_batches: int = 3
     model: str = "llama"
     dtype: str = "fp32"
     adapter_rank: int = 0
@@ -321,16 +321,16 @@ def merged(outcomes: Sequence[Outcome]) -> Outcome:
 
 def build(case: Case, rank: int, **changes: Any) -> Any:
     """The engine of one rank."""
-    from executors.torch_native.engine import TorchEngine
+    from executors.torch_native.build import build_engine
 
     arguments = {**engine_arguments(case), **changes}
-    return TorchEngine(**arguments, replica=case.replica, layout=case.layout, rank=rank, timeout_s=60.0)
+    return build_engine(**arguments, replica=case.replica, layout=case.layout, rank=rank, timeout_s=60.0)
 
 
 def preload(case: Case) -> None:
     """Import here what ranks need, so that none of them has to."""
     import torch.distributed.fsdp
-    import torch.distributed.tensor
+    import torch.distributed.tensor  # noqa: F401
 
     import executors.torch_native.engine  # noqa: F401
     from executors.training.chain import Chain
