@@ -60,8 +60,8 @@ class _Watched:
 
     rank: int
     pid: int
-    handle: int | None
     num_oom_kills: int
+    handle: int | None = None
     finished: bool = False
 
 
@@ -165,25 +165,32 @@ class AgentRun:
         return {path: text_since(path, self._logs[path]) for path in order}
 
     def _forward(self) -> None:
-        """Pass on what ranks have written."""
+        """Pass on what ranks have written; a second `hello` of the same process says nothing new."""
         for tail in self._tails:
             for event in tail.take():
+                if event.kind is Kind.HELLO and not self._watch_rank(event):
+                    continue
                 self._out(event)
-                if event.kind is Kind.HELLO:
-                    self._watch_rank(event)
-                elif event.kind is Kind.FINISHED and event.rank in self._watched:
+                if event.kind is Kind.FINISHED and event.rank in self._watched:
                     self._watched[event.rank].finished = True
 
-    def _watch_rank(self, event: Event) -> None:
+    def _watch_rank(self, event: Event) -> bool:
+        """Watch the process of a `hello`; whether it is one that wasn't watched before."""
         rank, pid = event.rank, event.data.get("pid")
         if rank is None or type(pid) is not int or pid <= 0:
-            return
-        watched = _Watched(rank=rank, pid=pid, handle=None, num_oom_kills=num_oom_kills())
-        self._watched[rank] = watched
+            return False
+        known = self._watched.get(rank)
+        if known is not None and known.pid == pid:
+            return False
+        if known is not None and known.handle is not None:
+            self._poll.unregister(known.handle)
+            os.close(known.handle)
+        watched = self._watched[rank] = _Watched(rank=rank, pid=pid, num_oom_kills=num_oom_kills())
         # Without a handle it is gone already, which the next look at the ranks reports.
         with contextlib.suppress(OSError):
             watched.handle = os.pidfd_open(pid)
             self._poll.register(watched.handle, select.POLLIN)
+        return True
 
     def _rank_ended(self, watched: _Watched) -> None:
         """A rank's process is gone: say so, unless it had finished its work."""

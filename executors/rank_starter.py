@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from executors.events import EventLog, hello, rank_file
 from executors.processes import end_with_parent, exit_code_of
 from policies.errors import EchelonError
 from policies.one_home import require_one_home
@@ -129,10 +130,10 @@ class _Running:
 
 
 def _start(start: RankStart, folder: Path) -> subprocess.Popen[bytes]:
-    """One rank; the kernel ends it with this process."""
+    """One rank; the kernel ends it with this process. Its `hello` is said for it, should it die at once."""
     starter = os.getpid()
     with (folder / f"rank-{start.rank}.log").open("ab") as log:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             start.argv,
             env={**os.environ, **start.env},
             stdin=subprocess.DEVNULL,
@@ -141,6 +142,10 @@ def _start(start: RankStart, folder: Path) -> subprocess.Popen[bytes]:
             # Safe: this process has one thread.
             preexec_fn=lambda: end_with_parent(starter),
         )
+    events = EventLog(rank_file(folder, start.rank))
+    events(hello(start.rank, process.pid))
+    events.close()
+    return process
 
 
 def main(argv: Sequence[str] | None = None) -> int:

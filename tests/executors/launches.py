@@ -22,7 +22,7 @@ from executors.events import Event, Kind
 from executors.layout import Layout, Rank
 from executors.outcome import Deadlines
 from executors.remote import Transport, transport_from
-from planner.plan import ReplicaPlan, StagePlan
+from planner.plan import BoundaryPlan, Certificate, Failover, Plan, ReplicaPlan, StagePlan
 
 HERE = Path(__file__).resolve().parent
 MARK = "ECHELON_TEST_MARK"
@@ -66,6 +66,33 @@ def replica_of(devices: Sequence[str], *, name: str = "lab-r0", tokens_per_s: fl
         micro_batches=1,
         micro_batch_size=1,
         stages=stages,
+    )
+
+
+def plan_of(replicas: Sequence[ReplicaPlan], failover: Sequence[Failover]) -> Plan:
+    """A plan of one boundary `lab`."""
+    boundary = BoundaryPlan(
+        name="lab", aggregator={}, replicas=tuple(replicas), excluded=(), failover=tuple(failover)
+    )
+    certificate = Certificate(
+        objective="tokens",
+        value=1.0,
+        bound=None,
+        excess_frac=None,
+        covers="",
+        stop="",
+        proof={},
+        seed=0,
+        versions={},
+        limits={},
+    )
+    return Plan(
+        inputs=(),
+        job="tune",
+        tokens_per_step=64,
+        settings={},
+        certificate=certificate,
+        boundaries=(boundary,),
     )
 
 
