@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from costmodels.fleet import Device, Fleet
 from planner.canonical import inputs_from_documents
-from planner.execution import Reason, StageShape, stage_refusals, width_refusals, workload_refusals
+from planner.execution import Reason, StageShape, stage_reasons, uniformity_reasons, workload_reasons
 from planner.plan import Plan, ReplicaPlan
 
 
 def reasons(executor: str, plan: Plan, replica: ReplicaPlan) -> tuple[Reason, ...]:
     """Every reason why the executor can't run the replica, with its place in the plan."""
     inputs = inputs_from_documents(plan.inputs)
-    found = list(workload_refusals(inputs.workload))
+    found = list(workload_reasons(inputs.workload))
     found += replica_reasons(executor, inputs.fleet, replica)
     return tuple(found)
 
@@ -19,6 +19,7 @@ def reasons(executor: str, plan: Plan, replica: ReplicaPlan) -> tuple[Reason, ..
 def replica_reasons(executor: str, fleet: Fleet, replica: ReplicaPlan) -> tuple[Reason, ...]:
     """Reasons in how the replica is placed, whatever is trained."""
     found: list[Reason] = []
+    shapes = []
     for stage in replica.stages:
         shape = StageShape(
             dp=stage.dp,
@@ -26,11 +27,12 @@ def replica_reasons(executor: str, fleet: Fleet, replica: ReplicaPlan) -> tuple[
             zero=stage.zero,
             num_kinds=len({_kind(fleet, device) for device in stage.devices}),
         )
+        shapes.append(shape)
         pipelined = len(replica.stages) > 1
-        for reason in stage_refusals(executor, shape, replica.micro_batch_size, pipelined=pipelined):
+        for reason in stage_reasons(executor, shape, replica.micro_batch_size, pipelined=pipelined):
             place = f"{replica.id}.stages[{stage.index}].{reason.place}"
             found.append(Reason(code=reason.code, place=place, value=reason.value, limit=reason.limit))
-    found += width_refusals(executor, [stage.dp for stage in replica.stages])
+    found += uniformity_reasons(executor, shapes)
     return tuple(found)
 
 

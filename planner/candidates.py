@@ -17,7 +17,7 @@ from costmodels.fleet import Device, Fleet, Site
 from costmodels.interface import Cluster, Strategy
 from costmodels.workload import ROUND_ROBIN, Job
 from planner import execution
-from planner.execution import StageShape, stage_refusals
+from planner.execution import StageShape, stage_reasons
 from planner.problem import DeviceClass, Mode, Part, Template, usage_of
 from policies.policy import SpareKind
 
@@ -207,14 +207,14 @@ def _refused_by(executor: str, template: Template, size: int, job: Job, *, pipel
     """Whether the executor can't run this cluster with its strategy."""
     strategy = template.strategy
     shape = StageShape(dp=strategy.dp, tp=strategy.tp, zero=strategy.zero, num_kinds=len(template.parts))
-    return bool(stage_refusals(executor, shape, size, pipelined=pipelined, schedule=job.schedule))
+    return bool(stage_reasons(executor, shape, size, pipelined=pipelined, schedule=job.schedule))
 
 
 def build_modes(templates: Sequence[Template], job: Job, executor: str) -> tuple[Mode, ...]:
     """Micro-batch options times what the executor can run.
 
     `planner.execution` has the rules. The torch-native executor runs unequal widths; DeepSpeed runs pipelines
-    of equal width, hence one mode for each width, and single stages by rules of their own.
+    of equal width and ZeRO level, hence one mode for each pair, and single stages by rules of their own.
     """
     modes: list[Mode] = []
     for size in job.micro_batch_sizes:
@@ -230,8 +230,8 @@ def build_modes(templates: Sequence[Template], job: Job, executor: str) -> tuple
                 for pipelined in (False, True)
             )
             chosen = [(executor, None, 1, plain)]
-            for width in sorted({t.strategy.dp for t in piped}):
-                equal = [t for t in piped if t.strategy.dp == width]
+            for width, zero in sorted({(t.strategy.dp, t.strategy.zero) for t in piped}):
+                equal = [t for t in piped if (t.strategy.dp, t.strategy.zero) == (width, zero)]
                 chosen.append((executor, width, job.max_stages, equal))
         for name, width_or_none, max_stages, members in chosen:
             modes.append(

@@ -38,7 +38,7 @@ class StageShape:
     num_kinds: int
 
 
-def stage_refusals(
+def stage_reasons(
     executor: str, stage: StageShape, micro_batch_size: int, *, pipelined: bool, schedule: str = JOINT
 ) -> tuple[Reason, ...]:
     """Why the executor can't run a stage of this shape; `pipelined` says that there are other stages.
@@ -61,15 +61,24 @@ def stage_refusals(
     return tuple(found)
 
 
-def width_refusals(executor: str, widths: Sequence[int]) -> tuple[Reason, ...]:
-    """Why the executor can't run stages of these data-parallel widths together."""
-    if executor != DEEPSPEED or len(set(widths)) <= 1:
+def uniformity_reasons(executor: str, stages: Sequence[StageShape]) -> tuple[Reason, ...]:
+    """Why the executor can't run these stages together.
+
+    DeepSpeed's grid is a full product of stages and data-parallel ranks, and one configuration holds for all.
+    """
+    found: list[Reason] = []
+    if executor != DEEPSPEED:
         return ()
-    told = ", ".join(map(str, widths))
-    return (_reason("deepspeed-unequal-widths", "stages[].dp", told, "the same width in all stages"),)
+    for code, place, values in (
+        ("deepspeed-unequal-widths", "stages[].dp", [stage.dp for stage in stages]),
+        ("deepspeed-mixed-zero", "stages[].zero", [stage.zero for stage in stages]),
+    ):
+        if len(set(values)) > 1:
+            found.append(_reason(code, place, ", ".join(map(str, values)), "the same in all stages"))
+    return tuple(found)
 
 
-def workload_refusals(workload: Workload) -> tuple[Reason, ...]:
+def workload_reasons(workload: Workload) -> tuple[Reason, ...]:
     """Why no executor can train this: the model can't be built, or its optimiser is not there."""
     recipe, found = workload.recipe, []
     if recipe is None:
@@ -77,11 +86,11 @@ def workload_refusals(workload: Workload) -> tuple[Reason, ...]:
         found.append(_reason("no-recipe", "model", "a list of layers", limit))
     elif recipe.optimiser != TRAINED_BY:
         found.append(_reason("optimiser-not-run", "job.optimiser", recipe.optimiser, TRAINED_BY))
-    found += _job_refusals(workload.job)
+    found += _job_reasons(workload.job)
     return tuple(found)
 
 
-def _job_refusals(job: Job) -> list[Reason]:
+def _job_reasons(job: Job) -> list[Reason]:
     found = []
     if job.dtype not in ("bf16", "fp32"):
         found.append(_reason("dtype-not-run", "job.dtype", job.dtype, "bf16 or fp32"))

@@ -74,12 +74,11 @@ def ds_config(replica: ReplicaPlan, dtype: str, clip_norm: float) -> dict[str, A
     Shares are equal in every plan that DeepSpeed runs, so a rank's micro-batch is the plan's over the width.
     """
     stage = replica.stages[0]
-    zero = max(each.zero for each in replica.stages)
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": replica.micro_batch_size // stage.dp,
         "gradient_accumulation_steps": replica.micro_batches,
         "gradient_clipping": clip_norm,
-        "zero_optimization": {"stage": zero},
+        "zero_optimization": {"stage": stage.zero},
         "steps_per_print": 2**31,
         "wall_clock_breakdown": False,
         "zero_allow_untested_optimizer": True,

@@ -28,10 +28,11 @@ SCHEMA = "echelon/checkpoint/1"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """What a checkpoint holds: after how many steps, of which model, and the layers with trained weights."""
+    """What a checkpoint holds: steps done, model, text, and the layers with trained weights."""
 
     step: int
     model_sha256: str
+    text_sha256: str
     layers: tuple[int, ...]
     schema: str = SCHEMA
 
@@ -47,8 +48,8 @@ def model_sha256(spec: ModelSpec) -> str:
 class Checkpoints:
     """The checkpoints of one replica, in a folder that all its hosts see."""
 
-    def __init__(self, folder: Path, spec: ModelSpec) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, spec: ModelSpec, text_sha256: str) -> None:
+        self.folder, self.text_sha256 = folder, text_sha256
         self.sha256 = model_sha256(spec)
         self.trained = (
             tuple(range(1, spec.num_layers - 1)) if not spec.full else tuple(range(spec.num_layers))
@@ -82,7 +83,9 @@ class Checkpoints:
                 f"layers {', '.join(map(str, missing))} of step {step} are not in {partial}",
                 hint="put the run folder on a file system that all hosts of the replica share",
             )
-        manifest = Manifest(step=step, model_sha256=self.sha256, layers=self.trained)
+        manifest = Manifest(
+            step=step, model_sha256=self.sha256, text_sha256=self.text_sha256, layers=self.trained
+        )
         with full_disk_named(partial):
             path = partial / MANIFEST
             path.write_text(json.dumps(asdict(manifest), sort_keys=True) + "\n", encoding="utf-8")
@@ -106,7 +109,7 @@ class Checkpoints:
         """States of those of the layers that have trained weights.
 
         Raises:
-            InputError: `checkpoint-of-another-model`, `checkpoint-damaged`.
+            InputError: `checkpoint-of-another-model`, `checkpoint-of-another-text`, `checkpoint-damaged`.
         """
         folder = self.folder / checkpoint_name(step)
         manifest = record_from_json(Manifest, read_json(folder / MANIFEST), place=str(folder / MANIFEST))
@@ -116,6 +119,13 @@ class Checkpoints:
                 f"{folder} was written for a model, adapter or seed of hash {manifest.model_sha256[:16]}…, "
                 f"this job's is {self.sha256[:16]}…",
                 hint="name a new run folder, or launch the job that the checkpoint belongs to",
+            )
+        if manifest.text_sha256 != self.text_sha256:
+            raise InputError(
+                "checkpoint-of-another-text",
+                f"{folder} was trained on text of hash {manifest.text_sha256[:16]}…, "
+                f"this job's is {self.text_sha256[:16]}…",
+                hint="bring the data files back to what they were, or name a new run folder",
             )
         try:
             return {i: load_file(folder / _layer_file(i)) for i in layers if i in manifest.layers}

@@ -6,6 +6,7 @@ import os
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from executors.interfaces import interface_towards
 from executors.layout import Layout, Rank
 from executors.pinning import pin
 from executors.runfile import Run
@@ -19,7 +20,7 @@ GROUP_TIMEOUT = timedelta(minutes=10)
 
 
 def take_place(run: Run, layout: Layout, me: Rank) -> None:
-    """Processors, threads and the local rank, all from the rank table."""
+    """Processors, threads, local rank and network interface, all from the rank table and the head."""
     threads = run.training.threads_per_device or 1
     slot = run.file.first_core + me.rank if run.file.one_machine else me.slot
     if run.file.accelerator != "cuda":
@@ -29,6 +30,10 @@ def take_place(run: Run, layout: Layout, me: Rank) -> None:
     os.environ["WORLD_SIZE"] = str(layout.world_size)
     os.environ["MASTER_ADDR"] = run.file.master_addr
     os.environ["MASTER_PORT"] = str(run.file.master_port)
+    interface = interface_towards(run.file.master_addr)
+    if interface is not None:
+        for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            os.environ.setdefault(variable, interface)
 
 
 def local_rank_of(run: Run, me: Rank) -> int:

@@ -44,9 +44,9 @@ def train(run: Run, layout: Layout, me: Rank, emit: Emit) -> None:
     reads_text = me.stage in (0, len(run.replica.stages) - 1)
     batches = _batches(run, spec) if reads_text else None
     join_group(run.replica.executor, device)
-    _require_same_text(batches)
+    text_sha256 = _agreed_text(batches)
     clock = StepClock()
-    checkpoints = Checkpoints(run.folder / CHECKPOINTS, spec)
+    checkpoints = Checkpoints(run.folder / CHECKPOINTS, spec, text_sha256)
     first_step = _first_step(run, checkpoints)
     chain = Chain(spec)
     engine = _engine(run, layout, me, chain, spec, batches, device, clock)
@@ -87,8 +87,8 @@ def _batches(run: Run, spec: ModelSpec) -> Batches:
     return Batches(prepared, run.training.seed)
 
 
-def _require_same_text(batches: Batches | None) -> None:
-    """First and last stage read tokens and labels on their own hosts: they must be those of one text."""
+def _agreed_text(batches: Batches | None) -> str:
+    """Hash of the text; first and last stage read tokens and labels on their own hosts, and must agree."""
     found: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(found, None if batches is None else batches.sha256)
     known = sorted({sha256 for sha256 in found if sha256 is not None})
@@ -98,6 +98,7 @@ def _require_same_text(batches: Batches | None) -> None:
             f"the hosts of the first and last stage hold different texts: {', '.join(s[:16] for s in known)}",
             hint="give all hosts the same files, or put them on a shared file system",
         )
+    return known[0]
 
 
 def _first_step(run: Run, checkpoints: Checkpoints) -> int:
