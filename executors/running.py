@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from executors.addresses import free_port
+from executors.agent_spec import file_name
 from executors.base import LaunchSpec
 from executors.events import EVENTS_FILE, Event, EventLog
 from executors.launching import Launch, replacement_launch
 from executors.layout import Layout
+from executors.locks import LAUNCH_LOCK
 from executors.outcome import Deadlines, LaunchOutcome, Status
 from executors.relaunch import run_with_failover
 from executors.remote import Transport
@@ -48,7 +50,8 @@ def run_launches(
 ) -> Ended:
     """Run replicas to their end; events also go to `events.jsonl` in the folder.
 
-    With `node` only this host's part runs, here; after a loss it stops, since other hosts decide too.
+    With `node` only this host's part runs, here, with an event log of its own; after a loss it stops, since
+    other hosts decide too.
 
     Raises:
         InputError: `no-such-node`, `folder-has-checkpoints`.
@@ -58,10 +61,11 @@ def run_launches(
     if node is not None:
         specs = _parts_on(node, specs)
     folder.mkdir(parents=True, exist_ok=True)
-    for launch, spec in zip(launches, specs, strict=False):
+    for launch in launches:
         _require_fresh(launch)
+    for spec in specs:
         (spec.folder / REPORT).unlink(missing_ok=True)
-    log = EventLog(folder / EVENTS_FILE)
+    log = EventLog(folder / (EVENTS_FILE if node is None else f"events-{file_name(node)}.jsonl"))
 
     def tell(event: Event) -> None:
         log(event)
@@ -73,7 +77,8 @@ def run_launches(
             fleet = inputs_from_documents(plan.inputs).fleet
             outcome = run_with_failover(plan, fleet, specs, prepare, transport, tell, deadlines=deadlines)
         else:
-            outcome = supervise(specs, transport, tell, deadlines=deadlines)
+            lock = LAUNCH_LOCK if node is None else f"launch-{file_name(node)}.lock"
+            outcome = supervise(specs, transport, tell, deadlines=deadlines, lock=lock)
     finally:
         log.close()
     if node is None:

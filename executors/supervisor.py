@@ -21,7 +21,7 @@ from executors.agent_link import AgentLink, unreachable
 from executors.agent_spec import AgentSpec
 from executors.base import Command, LaunchSpec
 from executors.events import Event, Kind, note, now
-from executors.locks import FolderLock
+from executors.locks import LAUNCH_LOCK, FolderLock
 from executors.outcome import Deadlines, LaunchOutcome, ReplicaOutcome, Status, stopped
 from executors.ports import meeting_of, require_own_ports
 from executors.remote import Style, Transport
@@ -42,6 +42,7 @@ def supervise(
     should_stop: Callable[[], bool] = lambda: False,
     on_outcome: OnOutcome = lambda outcome: outcome,
     protocol: bool = True,
+    lock: str = LAUNCH_LOCK,
 ) -> LaunchOutcome:
     """Run replicas to their end. Ctrl-C, SIGTERM or `should_stop` ends all of them in order.
 
@@ -54,6 +55,7 @@ def supervise(
         on_outcome: gets the outcome of each start that wasn't stopped, and returns what to start instead, in
             the same folder, or the outcome as it is to stand.
         protocol: whether ranks say `ready` and `finished`, as our own worker does; own scripts may not.
+        lock: the file by which run folders are held; one launch per host needs one each.
 
     Raises:
         ExecutorFailedError: `folder-in-use`, `port-taken`, `remote-shell-missing`, before anything runs.
@@ -62,7 +64,7 @@ def supervise(
     require_own_ports(specs)
     with ExitStack() as stack:
         for folder in dict.fromkeys(spec.folder for spec in specs):
-            stack.callback(FolderLock(Path(folder)).release)
+            stack.callback(FolderLock(Path(folder), lock).release)
         wishes = stack.enter_context(_interrupts())
         supervisor = _Supervisor(transport, on_event, on_outcome, deadlines or Deadlines(), protocol)
         stack.callback(supervisor.close)

@@ -84,9 +84,13 @@ def test_one_command_per_host_meets_at_the_head(hosts: tuple[Namespace, ...], tm
         for other in hosts:
             argv += ["--address", f"{other.name}={other.address}"]
             started.append(subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
-    for process in started:
-        code, told = answer(process)
-        assert code == 0, told
+    try:
+        for process in started:
+            code, told = answer(process)
+            assert code == 0, told
+    finally:
+        for process in started:
+            process.kill()
 
 
 def test_a_missing_host_is_refused_and_nothing_is_left(hosts: tuple[Namespace, ...], tmp_path: Path) -> None:
