@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from costmodels.interface import Origin
+from costmodels.interface import FloatArray, Origin
 from costmodels.measured_profile import (
     DECLARED,
     MEASURED,
@@ -25,7 +25,14 @@ from costmodels.measured_profile import (
     repair_times,
 )
 from costmodels.workload import Workload
-from executors.profile.spans import LayerSeconds, LayerSpans, by_kind, layer_seconds, mean_seconds
+from executors.profile.spans import (
+    LayerSeconds,
+    LayerSpans,
+    by_kind,
+    layer_seconds,
+    mean_seconds,
+    wall_per_cpu,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +56,8 @@ class LayerBytes:
 class DeviceMeasurements:
     """What was measured on devices of one type.
 
-    `spans` may hold several ranks and micro-batch sizes. `update_s_per_param` are the seconds of an optimiser
-    step for one trained weight.
+    `spans` may hold several ranks and micro-batch sizes. `update_s_per_param` are the CPU seconds of an
+    optimiser step for one trained weight.
     """
 
     spans: Sequence[LayerSpans]
@@ -114,20 +121,24 @@ def build_profile_from_spans(
 
 def _times(workload: Workload, found: DeviceMeasurements, note: str) -> LayerTimes:
     """Seconds of every layer by micro-batch size: the mean over ranks, then over layers of a kind."""
+    ratio = wall_per_cpu(found.spans)
     by_size: dict[int, list[LayerSeconds]] = defaultdict(list)
     for spans in found.spans:
         by_size[spans.micro_batch_size].append(layer_seconds(spans))
     sizes = tuple(sorted(by_size))
     means = [mean_seconds(by_size[size]) for size in sizes]
     trained_L = np.array([float(layer.trainable_params) for layer in workload.layers])
-    ratio = max(each.wall_per_cpu for each in means)
+
+    def table_ML(name: str) -> FloatArray:
+        return ratio * np.array([by_kind(getattr(each, name), workload) for each in means])
+
     return repair_times(
         LayerTimes(
             micro_batch_sizes=sizes,
-            forward_s_ML=np.array([by_kind(each.forward_s, workload) for each in means]),
-            backward_s_ML=np.array([by_kind(each.backward_s, workload) for each in means]),
-            update_s_ML=np.tile(trained_L * found.update_s_per_param, (len(sizes), 1)),
-            origin=Origin(kind=MEASURED, note=f"{note}; wall/CPU seconds {ratio:.2f}"),
+            forward_s_ML=table_ML("forward_s"),
+            backward_s_ML=table_ML("backward_s"),
+            update_s_ML=np.tile(ratio * trained_L * found.update_s_per_param, (len(sizes), 1)),
+            origin=Origin(kind=MEASURED, note=f"{note}; {ratio:.2f} wall seconds per CPU second"),
         )
     )
 
@@ -150,7 +161,7 @@ def _sizes(workload: Workload, sizes: Mapping[int, LayerBytes] | None) -> LayerS
             ),
         )
 
-    def column(name: str) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    def column(name: str) -> FloatArray:
         return np.array(by_kind({i: float(getattr(one, name)) for i, one in sizes.items()}, workload))
 
     return LayerSizes(

@@ -61,10 +61,11 @@ def ping_pong_s(
     device: Any,
     payloads_bytes: Sequence[int] = PAYLOADS_BYTES,
 ) -> dict[int, float]:
-    """One-way seconds by payload: half the median round trip to another rank of the default group.
+    """One-way seconds by payload: half a round trip to another rank of the default group.
 
-    Both ranks call it; `leads` on the one that sends first. Sends and receives block, one tensor at a time,
-    as they do between stages.
+    Of several the lower quartile: what makes a trip longer is mostly other work on either side. Both ranks
+    call it; `leads` on the one that sends first. Sends and receives block, one tensor at a time, as they do
+    between stages.
     """
     import torch
     import torch.distributed as dist
@@ -85,7 +86,7 @@ def ping_pong_s(
                 dist.send(out, peer)
             _wait_for(device)
             trips.append(time.perf_counter() - begin_s)
-        timed[size] = statistics.median(trips[WARM_UP_ROUNDS:]) / 2.0
+        timed[size] = statistics.quantiles(trips[WARM_UP_ROUNDS:], n=4)[0] / 2.0
     return timed
 
 

@@ -4,26 +4,40 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 DTYPES = ("fp32", "bf16", "fp16")
-CPU_SIZE = 1024
-GPU_SIZE = 8192
+SMALLEST = 256
+LARGEST_ON_CPU = 1024
+LARGEST_ON_GPU = 8192
 CPU_COPY_BYTES = 64 * 2**20
 GPU_COPY_BYTES = 2**30
 
 
 def matmul_flop_per_s(dtype: str, device: Any, *, probe_s: float) -> float:
-    """Operations per second of square matrix products, 2 n³ each, for about `probe_s` seconds."""
+    """Operations per second of square matrix products, 2 n³ each, for about `probe_s` seconds.
+
+    As large as fits the time: a processor without instructions for a dtype takes hundreds of times longer.
+    """
     import torch
 
     kinds = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    size = GPU_SIZE if device.type == "cuda" else CPU_SIZE
-    generator = torch.Generator(device="cpu").manual_seed(0)
-    left, right = (torch.rand((size, size), generator=generator).to(device, kinds[dtype]) for _ in range(2))
-    out = torch.empty_like(left)
-    rounds, seconds = _repeated(lambda: torch.matmul(left, right, out=out), device, probe_s)
-    return 2.0 * size**3 * rounds / seconds
+    largest = LARGEST_ON_GPU if device.type == "cuda" else LARGEST_ON_CPU
+    size, flop_per_s = SMALLEST, 0.0
+    while True:
+        generator = torch.Generator(device="cpu").manual_seed(0)
+        left, right = (
+            torch.rand((size, size), generator=generator).to(device, kinds[dtype]) for _ in range(2)
+        )
+        out = torch.empty_like(left)
+        last = size == largest
+        work = partial(torch.matmul, left, right, out=out)
+        rounds, seconds = _repeated(work, device, probe_s if last else probe_s / 16)
+        flop_per_s = 2.0 * size**3 * rounds / seconds
+        if last or 2.0 * (2 * size) ** 3 / flop_per_s > probe_s:
+            return flop_per_s
+        size *= 2
 
 
 def copy_bytes_per_s(device: Any, *, probe_s: float) -> float:

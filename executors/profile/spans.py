@@ -1,6 +1,6 @@
 """Seconds of layers, micro-batch by micro-batch, and what is left of them when disturbances are put aside.
 
-No torch here. Legend of array suffixes: K steps, J micro-batches of a step, I measured layers.
+No torch here. Legend of array suffixes: I measured layers, K steps, J micro-batches of a step.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from policies.errors import InputError
 Span = tuple[float, float]
 """Wall and CPU seconds. Where work runs on a GPU both are the seconds between two events of its stream."""
 KEPT_FRAC = 0.25
+WINDOW_S = 1.0
 BOTH = ("forward", "backward")
 
 
@@ -37,46 +38,52 @@ class LayerSpans:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerSeconds:
-    """Seconds of one micro-batch in each measured layer.
-
-    `wall_per_cpu` is by how much the wall clock ran ahead of the CPU in the best step: 1 on a core of one's
-    own, more where it is shared, throttled or waits for memory that swaps.
-    """
+    """CPU seconds of one micro-batch in each measured layer."""
 
     micro_batch_size: int
     forward_s: Mapping[int, float]
     backward_s: Mapping[int, float]
-    wall_per_cpu: float
 
 
 def layer_seconds(spans: LayerSpans) -> LayerSeconds:
-    """Forward and backward seconds of each layer, as an undisturbed step takes them.
+    """Forward and backward CPU seconds of each layer, as an undisturbed step takes them.
 
     CPU seconds leave out the time in which another process had the core, but not what this one lost by it
     (cold caches). So the quarter of the steps with the fewest CPU seconds is kept and averaged, not its
-    minima, whose sum over the layers no step reaches. A core that is throttled or shared for good runs behind
-    the clock in every step: the mean is multiplied by the smallest ratio of wall to CPU seconds of any step.
+    minima, whose sum over the layers no step reaches.
 
     Raises:
         InputError: `profile-incomplete` without a whole step, or when layers have different numbers of spans.
     """
-    layers = sorted(spans.forward)
-    wall_IKJ, cpu_IKJ = {}, {}
-    for way in BOTH:
-        tables = [_table(getattr(spans, way).get(i, ()), spans, f"{way} of layer {i}") for i in layers]
-        wall_IKJ[way] = np.stack([table[0] for table in tables])
-        cpu_IKJ[way] = np.stack([table[1] for table in tables])
-    wall_K = sum(wall_IKJ[way].sum(axis=(0, 2)) for way in BOTH)
-    cpu_K = sum(cpu_IKJ[way].sum(axis=(0, 2)) for way in BOTH)
-    kept = best_steps(cpu_K)
-    ratio = float((wall_K / np.maximum(cpu_K, 1e-12)).min())
-    seconds = {way: cpu_IKJ[way][:, kept].mean(axis=(1, 2)) * ratio for way in BOTH}
+    layers, tables = sorted(spans.forward), _tables(spans)
+    cpu_IKJ = {way: np.stack([tables[way, i][1] for i in layers]) for way in BOTH}
+    kept = best_steps(sum(cpu_IKJ[way].sum(axis=(0, 2)) for way in BOTH))
+    seconds = {way: cpu_IKJ[way][:, kept].mean(axis=(1, 2)) for way in BOTH}
     return LayerSeconds(
         micro_batch_size=spans.micro_batch_size,
         forward_s=dict(zip(layers, seconds["forward"].tolist(), strict=True)),
         backward_s=dict(zip(layers, seconds["backward"].tolist(), strict=True)),
-        wall_per_cpu=ratio,
     )
+
+
+def wall_per_cpu(several: Sequence[LayerSpans]) -> float:
+    """By how much the wall clock runs ahead of CPU seconds on cores of this kind, at best.
+
+    1 on a core of one's own, more where it is throttled, shared for good, or handed out in slices. Quotas
+    count in periods of a tenth of a second or so, which a short step may slip through: what counts is the
+    smallest ratio of any window of consecutive steps that lasts a second or more.
+    """
+    ratios: list[float] = []
+    for spans in several:
+        tables = _tables(spans)
+        wall_K, cpu_K = (sum(table[clock].sum(axis=1) for table in tables.values()) for clock in (0, 1))
+        begin = 0
+        for end in range(1, len(wall_K) + 1):
+            window = slice(begin, end)
+            if wall_K[window].sum() >= WINDOW_S or (end == len(wall_K) and begin == 0):
+                ratios.append(float(wall_K[window].sum() / max(cpu_K[window].sum(), 1e-12)))
+                begin = end
+    return max(1.0, min(ratios, default=1.0))
 
 
 def best_steps(seconds_K: FloatArray) -> NDArray[np.int64]:
@@ -96,7 +103,6 @@ def mean_seconds(several: Sequence[LayerSeconds]) -> LayerSeconds:
         micro_batch_size=several[0].micro_batch_size,
         forward_s=mean([each.forward_s for each in several]),
         backward_s=mean([each.backward_s for each in several]),
-        wall_per_cpu=float(np.mean([each.wall_per_cpu for each in several])),
     )
 
 
@@ -124,14 +130,19 @@ def by_kind(values: Mapping[int, float], workload: Workload) -> list[float]:
     return [means[kind] for kind in kinds]
 
 
-def _table(entries: Sequence[Span], spans: LayerSpans, what: str) -> tuple[FloatArray, FloatArray]:
-    """Wall and CPU seconds by step and micro-batch."""
+def _tables(spans: LayerSpans) -> dict[tuple[str, int], tuple[FloatArray, FloatArray]]:
+    """Wall and CPU seconds by step and micro-batch, of each way through each layer."""
     count = spans.micro_batches
-    if len(entries) < count or len(entries) % count:
-        raise InputError(
-            "profile-incomplete",
-            f"{what}: {len(entries)} micro-batches measured, not whole steps of {count}",
-            hint="measure whole steps",
-        )
-    table = np.array(entries, dtype=np.float64).reshape(-1, count, 2)
-    return table[:, :, 0], table[:, :, 1]
+    tables = {}
+    for way in BOTH:
+        for i in spans.forward:
+            entries = getattr(spans, way).get(i, ())
+            if len(entries) < count or len(entries) % count:
+                raise InputError(
+                    "profile-incomplete",
+                    f"{way} of layer {i}: {len(entries)} micro-batches measured, not whole steps of {count}",
+                    hint="measure whole steps",
+                )
+            table = np.array(entries, dtype=np.float64).reshape(-1, count, 2)
+            tables[way, i] = (table[:, :, 0], table[:, :, 1])
+    return tables

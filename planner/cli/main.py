@@ -26,6 +26,7 @@ from policies.one_home import require_one_home
 COMMANDS: tuple[tuple[str, str], ...] = (
     ("init", "Write starter files from a bundled example, or draft a fleet file."),
     ("discover", "Probe this machine and draft its entry for a fleet file."),
+    ("profile", "Measure layers, links and memory in running training steps."),
     ("check", "Check input files, or re-derive everything a plan claims."),
     ("solve", "Find the best topology and prove how far from the best it can be."),
     ("explain", "Say what binds in a plan, or why no plan exists."),
