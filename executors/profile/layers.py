@@ -24,7 +24,7 @@ from costmodels.measured_profile import (
     RunFacts,
     repair_times,
 )
-from costmodels.workload import Workload
+from costmodels.workload import Job, Workload
 from executors.profile.spans import (
     LayerSeconds,
     LayerSpans,
@@ -103,9 +103,7 @@ def build_profile_from_spans(
         facts=RunFacts(
             gradient_bytes_per_param=job.gradient_bytes_per_param,
             optimiser_bytes_per_param=job.optimiser_state_bytes_per_param,
-            update_traffic_bytes_per_param=job.gradient_bytes_per_param
-            + 2.0 * job.optimiser_state_bytes_per_param
-            + job.weight_bytes_per_param,
+            update_traffic_bytes_per_param=_update_bytes(job),
             overhead_bytes=overhead_bytes,
             # A floor under measured seconds: the fastest memory keeps it one.
             memory_bytes_per_s=max(found.memory_bytes_per_s for found in devices.values()),
@@ -117,6 +115,16 @@ def build_profile_from_spans(
         job=ProfiledJob(dtype=job.dtype, sequence_tokens=job.sequence_tokens, adapter_rank=job.adapter_rank),
         executors=dict(executors or {}),
     )
+
+
+def _update_bytes(job: Job) -> float:
+    """Bytes the optimiser moves per trained weight: gradient read, states read and written, weight written.
+
+    An fp32 weight is its own master copy and is read as well; that of a 16-bit one counts with the states.
+    """
+    num_weights = 1 if job.dtype != "fp32" else 2
+    states = 2.0 * job.optimiser_state_bytes_per_param
+    return job.gradient_bytes_per_param + states + num_weights * job.weight_bytes_per_param
 
 
 def _times(workload: Workload, found: DeviceMeasurements, note: str) -> LayerTimes:
