@@ -21,7 +21,7 @@ from executors.torch_native.groups import build_groups
 from executors.torch_native.rows import row_ranges
 from executors.torch_native.stage import build_stage, first_blocks
 from executors.torch_native.update import Updater
-from executors.torch_native.virtual import own_pieces, piece_layers
+from executors.torch_native.virtual import PIECES, own_pieces, piece_layers
 from executors.training.clock import Clock, Kind, NoClock
 from executors.training.engine import LayerState, StepResult
 from planner.plan import ReplicaPlan
@@ -78,13 +78,12 @@ class PipeliningEngine:
         tied = tied_stages(chain, replica)
         self._groups = build_groups(replica, layout, self._me, tied, timeout_s)
         pieces = own_pieces(replica, training.pipeline, self._me.stage)
-        if recomputed is None:
+        if recomputed is None or PIECES[training.pipeline] > 1:
+            # Layers stand elsewhere than planned: as many as planned are recomputed, but others.
             own = [i for piece in pieces.values() for i in piece]
             recomputed = first_blocks(own, chain.num_layers, plan.recompute)
         built = {
-            i: build_stage(
-                chain, piece, zero=0, recomputed=recomputed, data=None, tensor=None, device=device
-            )
+            i: build_stage(chain, piece, zero=0, recomputed=recomputed, data=None, tensor=None, device=device)
             for i, piece in pieces.items()
         }
         self._modules = nn.ModuleList(stage.module for stage in built.values())
@@ -122,7 +121,7 @@ class PipeliningEngine:
 
     def evaluate(self) -> float:
         """Mean loss over the held-out sequences, known on every rank."""
-        batches = []
+        batches: list[torch.Tensor] = []
         while (batch := self._evaluation_batch(len(batches))) is not None:
             batches.append(batch)
         rows_BT = torch.cat(batches)
@@ -135,7 +134,7 @@ class PipeliningEngine:
         self._evaluates = False
         self._modules.train()
         dist.all_reduce(total)
-        return float(total) / rows_BT[:, 1:].numel()
+        return float(total.item() / rows_BT[:, 1:].numel())
 
     def layer_states(self) -> Mapping[int, LayerState]:
         """Trained weights with optimiser state of this rank's layers, on one rank of each stage."""
@@ -158,7 +157,8 @@ class PipeliningEngine:
         """All passes over a step's sequences; the sum of what `_loss` makes of each micro-batch."""
         run = self._schedule.eval if self._evaluates else self._schedule.step
         given: list[torch.Tensor] = []
-        target, losses = None, []
+        target = None
+        losses: list[torch.Tensor] = []
         if tokens_BT is not None:
             tokens_BT = tokens_BT.to(self._device)
             given = [tokens_BT[:, :-1].clamp(min=0)] if self._is_first else []

@@ -16,6 +16,7 @@ from executors import events
 from executors.layout import Layout, Rank
 from executors.run_folder import ADAPTER, CHECKPOINTS, MODEL, REPORT
 from executors.runfile import Run
+from executors.torch_native.virtual import held_layers
 from executors.training.batches import Batches
 from executors.training.chain import Chain
 from executors.training.checkpoint import Checkpoints
@@ -51,8 +52,8 @@ def train(run: Run, layout: Layout, me: Rank, emit: Emit) -> None:
     chain = Chain(spec)
     engine = _engine(run, layout, me, chain, spec, batches, device, clock)
     if first_step:
-        interval = range(*run.replica.stages[me.stage].layers)
-        engine.load_layer_states(checkpoints.read(first_step, interval), first_step)
+        held = held_layers(run.replica, run.training.pipeline, me.stage)
+        engine.load_layer_states(checkpoints.read(first_step, held), first_step)
     emit(events.ready(me.rank, first_step, device=me.device, stage=me.stage))
     tokens_per_step = run.inputs.workload.job.tokens_per_step
     leads = me.rank == 0
@@ -133,15 +134,15 @@ def _engine(
         "device": device,
         "clock": clock,
     }
+    stage = run.replica.stages[me.stage]
+    recomputed = recomputed_layers(run.inputs.workload, *stage.layers, stage.recompute, tp=stage.tp)
     if run.replica.executor == DEEPSPEED:
         from executors.ds_pipeline.engine import DeepSpeedEngine
 
-        stage = run.replica.stages[me.stage]
-        recomputed = recomputed_layers(run.inputs.workload, *stage.layers, stage.recompute)
         return DeepSpeedEngine(spec=spec, recomputed=recomputed, **common)
-    from executors.torch_native.engine import TorchEngine
+    from executors.torch_native.build import build_engine
 
-    return TorchEngine(**common)
+    return build_engine(recomputed=recomputed, **common)
 
 
 def _batch_functions(

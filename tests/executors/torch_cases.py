@@ -147,7 +147,7 @@ class Case:
     def spec(self) -> ModelSpec:
         """The model as a worker builds it."""
         config = {**CONFIGS[self.model], **dict(self.overrides)}
-        num_blocks = config.get("num_hidden_layers", config.get("n_layer"))
+        num_blocks: int = config["n_layer" if self.model == "gpt2" else "num_hidden_layers"]
         return ModelSpec(
             config=config,
             num_layers=num_blocks + 2,
