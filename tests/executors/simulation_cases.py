@@ -190,11 +190,21 @@ def two_site_fleet(pairs: int, *, spares: int = 1, back_bytes_per_s: float = 1.2
 
 
 def two_site_plan(
-    fleet: Fleet, num_replicas: int, *, cut: int = 4, executor: str = "torch", failover: bool = True
+    fleet: Fleet,
+    num_replicas: int,
+    *,
+    cut: int = 4,
+    executor: str = "torch",
+    failover: bool = True,
+    sequences: int = 16,
 ) -> Plan:
     """Replicas of eight layers, each from a device on the left to one on the right."""
     job = Job(
-        name="tune", sequence_tokens=512, sequences_per_step=16, micro_batch_sizes=(1,), recompute=False
+        name="tune",
+        sequence_tokens=512,
+        sequences_per_step=sequences,
+        micro_batch_sizes=(1,),
+        recompute=False,
     )
     workload = Workload(model_name="eight", layers=(LAYER,) * 8, job=job)
     inputs = Inputs(fleet=fleet, workload=workload, policy=Policy())

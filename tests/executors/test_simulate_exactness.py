@@ -81,9 +81,10 @@ def test_one_micro_batch_is_exact_whatever_the_stages() -> None:
         ([(1, 2), (0.5, 1)], [0.0], "the slowest stage isn't the last: its successors' drain is hidden"),
         ([(1, 2), (1, 2)], [0.5], "two slowest neighbours wait for the transfers between them"),
         ([(0.1, 0.2), (0.1, 0.2)], [3.0], "a slow border counts once in each direction, not both at once"),
+        ([(0.03, 0.07), (0.03, 0.07), (0.3, 0.7)], [1.5, 0.0], "a border slower than all stages, with slack"),
         ([(3.0, 0.0), (0.0, 3.0), (1.0, 0.04), (3.0, 0.17)], [0.0] * 3, "passes of opposite lengths"),
     ],
-    ids=["first-slowest", "transfers", "slow-border", "ratios"],
+    ids=["first-slowest", "transfers", "slow-border", "slow-border-with-slack", "ratios"],
 )
 def test_where_a_condition_fails_the_closed_form_is_off(
     busy: list[tuple[float, float]], trips: list[float], why: str

@@ -1,4 +1,4 @@
-"""The trace and the Gantt chart: everything is in them once, nothing covers anything, same replay, same bytes."""
+"""The trace and the Gantt chart: everything is in them once, nothing covers anything."""
 
 from __future__ import annotations
 
@@ -45,6 +45,14 @@ def plain() -> SimulationResult:
     return simulate_plan(plan, SimulationOptions(num_steps=1, transfers=Transfers.BLOCKING))
 
 
+@pytest.fixture(scope="module")
+def crowded() -> SimulationResult:
+    """Sixty-four micro-batches, a loss, and no link that others use."""
+    plan = two_site_plan(two_site_fleet(1, spares=1), 1, sequences=64)
+    device = plan.boundaries[0].replicas[0].stages[0].devices[0]
+    return simulate_plan(plan, SimulationOptions(num_steps=3, losses=(Loss(name=device, step=1),)))
+
+
 def events_of(result: SimulationResult) -> list[dict[str, Any]]:
     document = json.loads(render_trace(result).text)
     assert document["displayTimeUnit"] == "ms"
@@ -52,7 +60,7 @@ def events_of(result: SimulationResult) -> list[dict[str, Any]]:
     return events
 
 
-@pytest.mark.parametrize("name", ["eventful", "plain"])
+@pytest.mark.parametrize("name", ["eventful", "plain", "crowded"])
 def test_the_trace_is_what_chrome_reads(name: str, request: pytest.FixtureRequest) -> None:
     result: SimulationResult = request.getfixturevalue(name)
     events = events_of(result)
@@ -71,7 +79,9 @@ def test_the_trace_is_what_chrome_reads(name: str, request: pytest.FixtureReques
         assert all(a[1] <= b[0] + 0.0021 for a, b in pairwise(ordered)), "one thing at a time in each row"
 
 
-def test_the_trace_holds_every_pass_up_to_the_cut(eventful: SimulationResult) -> None:
+@pytest.mark.parametrize("name", ["eventful", "crowded"])
+def test_the_trace_holds_every_pass_up_to_the_cut(name: str, request: pytest.FixtureRequest) -> None:
+    eventful: SimulationResult = request.getfixturevalue(name)
     events = [e for e in events_of(eventful) if e["ph"] == "X"]
     for pid, replica in enumerate(eventful.replicas):
         own = [e for e in events if e["pid"] == pid]
@@ -98,7 +108,7 @@ def test_a_long_trace_keeps_all_steps_but_not_all_passes(eventful: SimulationRes
     assert sum(e.get("cat") in ("step", "lost", "repeated") for e in events) == trace.num_steps
 
 
-@pytest.mark.parametrize("name", ["eventful", "plain"])
+@pytest.mark.parametrize("name", ["eventful", "plain", "crowded"])
 def test_nothing_in_the_gantt_chart_is_covered_or_cut(name: str, request: pytest.FixtureRequest) -> None:
     result: SimulationResult = request.getfixturevalue(name)
     svg = render_gantt(result, "two-sites: a replay")
@@ -137,3 +147,12 @@ def test_axes_have_round_ticks_in_one_unit_that_fit(end_s: float) -> None:
     assert len({words.split()[1] for _, words in ticks}) == 1
     assert all(100.0 <= axis.x(time_s) <= 1100.5 for time_s, _ in ticks)
     assert ticks[0][0] == 0.0
+
+
+@given(width_px=st.floats(20.0, 400.0), end_s=st.floats(1e-6, 1e6))
+def test_labels_of_an_axis_never_meet(width_px: float, end_s: float) -> None:
+    axis = TimeAxis(left_px=50.0, width_px=width_px, end_s=end_s)
+    svg = f'<svg xmlns="http://www.w3.org/2000/svg" width="500" height="40">{"".join(axis.labels(5.0))}</svg>'
+    _, texts, _, _ = boxes(svg)
+    assert texts
+    assert overlapping(texts) == []

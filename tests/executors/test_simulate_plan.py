@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from simulation_cases import two_site_fleet, two_site_plan
 
+from costmodels.fleet import Link
+from costmodels.interface import CostModel, Interval, StageCost
 from executors.simulate.bounds import closed_form_is_exact, closed_form_s
+from executors.simulate.losses import replacement_of
 from executors.simulate.options import Loss, SimulationOptions, Transfers, WindowRule
 from executors.simulate.result import Pause, PauseKind, ReplicaResult
 from executors.simulate.simulator import simulate_plan
 from executors.simulate.times import Schedule, StageTimes
+from planner.check.rebuild import rebuild
 from planner.check.referee import check
 from planner.plan import Plan
 from policies.errors import InputError
@@ -67,6 +73,32 @@ def test_stages_carry_the_cost_models_figures(single: Plan) -> None:
     assert border.round_trip_s == pytest.approx(replica.chains[0].replica.stages[0].transfer_s)
     assert border.forward.latency_s == 0.01
     assert (border.forward.link, border.backward.link) == ("left -> right", "right -> left")
+
+
+def test_exposed_communication_is_split_as_the_computation_is(single: Plan) -> None:
+    class Exposed:
+        """The analytic model with a second of exposed communication in each stage."""
+
+        def __init__(self, model: CostModel) -> None:
+            self.name, self._model = "exposed", model
+
+        def stage(self, *args: Any) -> StageCost | None:
+            cost = self._model.stage(*args)
+            return None if cost is None else replace(cost, exposed_s=1.0)
+
+        def transfer_s(self, link: Link, border: int, micro_batch_size: int) -> float:
+            return self._model.transfer_s(link, border, micro_batch_size)
+
+        def interval_key(self, interval: Interval) -> Hashable:
+            return interval
+
+    model = rebuild(single).problem.cost_model
+    before, after = (
+        simulate_plan(single, model=one).replicas[0].chains[0].setup.stages for one in (model, Exposed(model))
+    )
+    for a, b in zip(before, after, strict=True):
+        assert b.busy_s == pytest.approx(a.busy_s + 1.0)
+        assert b.forward_s / b.backward_s == pytest.approx(a.forward_s / a.backward_s)
 
 
 def test_the_way_back_takes_its_own_links_rate() -> None:
@@ -134,6 +166,8 @@ def test_after_a_loss_the_replacement_repeats_what_was_not_saved(pair: Plan) -> 
     assert cut.lost
     assert cut.end_s - cut.start_s == pytest.approx(replica.alone[0].step_s / 2)
     assert before.end_s == cut.start_s
+    assert cut.timeline is not None
+    assert max(span.end_s for span in cut.timeline.work) <= cut.end_s - cut.start_s, "it stopped there"
     after = [(r.step, r.chain_i, r.is_repeated) for r in replica.steps[4:]]
     assert after == [(2, 1, True), (3, 1, False), (4, 1, False), (5, 1, False)]
     assert replica.num_steps_done == 6
@@ -168,6 +202,17 @@ def test_without_a_replacement_the_replica_stops_and_the_others_go_on(pair: Plan
     ).replicas
     assert stopped.is_stopped
     assert other.num_steps_done == 4
+
+
+def test_a_replacement_covers_everything_that_is_lost(pair: Plan) -> None:
+    entries = pair.boundaries[0].failover
+    replica = pair.boundaries[0].replicas[0]
+    left, right = (stage.devices[0] for stage in replica.stages)
+    found = replacement_of(entries, replica.id, {right})
+    assert found is not None
+    assert right not in {d for stage in found.stages for d in stage.devices}
+    assert replacement_of(entries, replica.id, {left, right}) is None
+    assert replacement_of(entries, "lab-r9", {left}) is None
 
 
 def test_two_replicas_can_not_take_the_same_spare() -> None:
