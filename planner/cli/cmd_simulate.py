@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from costmodels.interface import CostModel
     from executors.simulate.options import Loss, SimulationOptions, WindowRule
     from executors.simulate.result import SimulationResult
+    from executors.simulate.times import StageTimes
     from planner.plan import Plan
 
 
@@ -66,10 +68,22 @@ Profile = Annotated[
     Path | None,
     typer.Option("--profile", help="Price by this profile, not by the plan's costs.", show_default=False),
 ]
+Reports = Annotated[
+    list[Path] | None,
+    typer.Option("--report", metavar="FILE", help="Stage times from a launch's report.json; may repeat."),
+]
 TraceFile = Annotated[
     Path | None, typer.Option("--trace", metavar="FILE", help="Chrome trace, for Perfetto too.")
 ]
 GanttFile = Annotated[Path | None, typer.Option("--gantt", metavar="FILE", help="Gantt chart as SVG.")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """Where times come from instead of the plan's cost model."""
+
+    profile: Path | None
+    reports: tuple[Path, ...]
 
 
 def register(app: typer.Typer) -> None:
@@ -92,6 +106,7 @@ def register(app: typer.Typer) -> None:
         schedule: Schedule = ScheduleName.ONE_FORWARD_ONE_BACKWARD,
         transfers: Transfers = TransfersName.AUTO,
         profile: Profile = None,
+        report: Reports = None,
         trace: TraceFile = None,
         gantt: GanttFile = None,
     ) -> None:
@@ -116,14 +131,14 @@ def register(app: typer.Typer) -> None:
             restart_s=_seconds(restart_time, "--restart-time"),
             window=_window(window_steps, window_time, quorum, exchange_time),
         )
-        _simulate(console, plan, options, profile, trace, gantt)
+        _simulate(console, plan, options, Sources(profile=profile, reports=tuple(report or ())), trace, gantt)
 
 
 def _simulate(
     console: Console,
     path: Path,
     options: SimulationOptions,
-    profile: Path | None,
+    sources: Sources,
     trace: Path | None,
     gantt: Path | None,
 ) -> None:
@@ -132,9 +147,10 @@ def _simulate(
     from planner.plan import read_plan
 
     plan = read_plan(path)
-    model = None if profile is None else _measured(plan, profile)
+    model = None if sources.profile is None else _measured(plan, sources.profile)
+    times = _reported(plan, sources.reports)
     with console.progress() as progress:
-        result = simulate_plan(plan, options, model=model, report=progress.update)
+        result = simulate_plan(plan, options, model=model, stage_times=times, report=progress.update)
         title = heading(plan, result)
         written: dict[str, str] = {}
         if gantt is not None:
@@ -172,6 +188,28 @@ def _measured(plan: Plan, profile: Path) -> CostModel:
 
     settings = read_cost_settings(MEASURED, profile) or {}
     return cost_model(MEASURED, inputs_from_documents(plan.inputs).workload, **settings)
+
+
+def _reported(plan: Plan, paths: tuple[Path, ...]) -> dict[str, tuple[StageTimes, ...]]:
+    """Measured stage times by replica.
+
+    Raises:
+        InputError: `bad-plan-file` for what is no JSON, `simulation-report` for no report of this plan.
+    """
+    if not paths:
+        return {}
+    from executors.simulate.measured_stages import reported_stage_times
+    from planner.canonical import inputs_from_documents
+    from planner.plan_reading import read_json
+
+    fleet = inputs_from_documents(plan.inputs).fleet
+    found: dict[str, tuple[StageTimes, ...]] = {}
+    for path in paths:
+        document = read_json(path)
+        report = document if isinstance(document, dict) else {}
+        name, times = reported_stage_times(plan, fleet, report, place=str(path))
+        found[name] = times
+    return found
 
 
 def _loss(text: str) -> Loss:

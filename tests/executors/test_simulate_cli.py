@@ -74,6 +74,52 @@ def test_blocking_transfers_hold_the_stages(cli: Cli, plan: str) -> None:
     assert steps["overlapped"] <= steps["on-receive"] <= steps["blocking"]
 
 
+def report_of(plan: dict[str, Any], forward_s: float) -> dict[str, Any]:
+    """A launch's report of the first replica with these seconds of forward passes per step."""
+    replica = plan["boundaries"][0]["replicas"][0]
+    kinds = {"forward": forward_s, "backward": 2 * forward_s, "sync": 0.25, "optimiser": 0.5}
+    ranks: list[dict[str, Any]] = [
+        {"rank": i, "kinds": {kind: {"wall_s": {"median": s, "best": s}} for kind, s in kinds.items()}}
+        for i in range(len(replica["stages"]))
+    ]
+    ranks[1]["kinds"]["sync"]["wall_s"]["median"] = 9.0
+    stages = [{key: stage[key] for key in ("index", "layers", "devices")} for stage in replica["stages"]]
+    return {"schema": "echelon/report/1", "replica": replica["id"], "stages": stages, "ranks": ranks}
+
+
+def test_a_report_gives_measured_stage_times(cli: Cli, plan: str, tmp_path: Path) -> None:
+    document = json.loads((tmp_path / plan).read_text(encoding="utf-8"))
+    report = report_of(document, 32.0)
+    (tmp_path / "report.json").write_text(json.dumps(report), encoding="utf-8")
+    done = cli("simulate", plan, "--report", "report.json", "--format", "json")
+    assert done.code == 0, done.err
+    measured, modelled = json.loads(done.out)["data"]["replicas"]
+    for stage in measured["stages"]:
+        figures = [stage[f"{name}_s"] for name in ("forward", "backward", "sync")]
+        assert figures == pytest.approx([32.0, 64.0, 0.75])
+    assert modelled["stages"][0]["forward_s"] < 32.0
+
+
+@pytest.mark.parametrize("key", ["schema", "replica", "stages", "ranks"])
+def test_a_report_of_another_launch_is_refused(cli: Cli, plan: str, tmp_path: Path, key: str) -> None:
+    report = report_of(json.loads((tmp_path / plan).read_text(encoding="utf-8")), 32.0)
+    report[key] = "other" if key in ("schema", "replica") else report[key][:1]
+    (tmp_path / "report.json").write_text(json.dumps(report), encoding="utf-8")
+    done = cli("simulate", plan, "--report", "report.json")
+    assert done.code == 3
+    assert "simulation-report" in done.err
+    assert f"report.json: {key}" in done.err
+
+
+def test_a_report_without_times_is_refused(cli: Cli, plan: str, tmp_path: Path) -> None:
+    report = report_of(json.loads((tmp_path / plan).read_text(encoding="utf-8")), 32.0)
+    del report["ranks"][1]["kinds"]["forward"]
+    (tmp_path / "report.json").write_text(json.dumps(report), encoding="utf-8")
+    done = cli("simulate", plan, "--report", "report.json")
+    assert done.code == 3
+    assert "ranks[1].kinds.forward.wall_s.median" in done.err
+
+
 @pytest.mark.parametrize(
     ("argv", "code", "words"),
     [
