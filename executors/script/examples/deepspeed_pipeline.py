@@ -30,7 +30,7 @@ class Block(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layer = nn.TransformerEncoderLayer(WIDTH, nhead=4, dim_feedforward=128, batch_first=True)
+        self.layer = nn.TransformerEncoderLayer(WIDTH, 4, 128, dropout=0.0, batch_first=True)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """The block's work."""
