@@ -86,7 +86,7 @@ class TorchEngine:
         self._is_last = self._me.stage == len(replica.stages) - 1
         self._rows = row_ranges(plan.micro_batch_shares)[self._me.dp_i]
         tied = tied_stages(chain, replica)
-        self._groups = build_groups(replica, layout, self._me, tied, timeout_s)
+        self._groups = build_groups(replica, layout, self._me, tied, device=device, timeout_s=timeout_s)
         if recomputed is None:
             recomputed = first_blocks(layers, chain.num_layers, plan.recompute)
         self._stage = build_stage(

@@ -6,6 +6,7 @@ import datetime
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from executors.layout import Layout, Rank
@@ -38,14 +39,25 @@ class Groups:
 
 
 def build_groups(
-    replica: ReplicaPlan, layout: Layout, me: Rank, tied_stages: tuple[int, int] | None, timeout_s: float
+    replica: ReplicaPlan,
+    layout: Layout,
+    me: Rank,
+    tied_stages: tuple[int, int] | None,
+    *,
+    device: torch.device,
+    timeout_s: float,
 ) -> Groups:
-    """Make every group of the replica. Collective over the default group."""
+    """Make every group of the replica, connected and ready. Collective over the default group."""
     timeout = datetime.timedelta(seconds=timeout_s)
 
     def group_of(ranks: list[int]) -> Group:
         group = dist.new_group(ranks, timeout=timeout) if len(ranks) > 1 else None
-        return group if me.rank in ranks else None
+        if group is None or me.rank not in ranks:
+            return None
+        # NCCL connects at a group's first use and waits for all members then; in the middle of a step that
+        # would be a circle.
+        dist.all_reduce(torch.zeros(1, device=device), group=group)
+        return group
 
     data = tensor = tied = None
     borders: dict[int, Border] = {}

@@ -23,12 +23,13 @@ WholeTensors = Mapping[tuple[int, str], torch.Tensor]
 
 
 class Part(Protocol):
-    """A flat piece of trained weights that this rank updates.
+    """A flat piece of trained weights that this rank updates: all or a share of what `members` hold.
 
     `decays`: weight decay applies. `counted`: its gradient enters the global norm on this rank. All methods
     but `weight` and `share` are collective.
     """
 
+    members: tuple[Trained, ...]
     decays: bool
     counted: bool
     gradient_N: torch.Tensor
@@ -62,7 +63,7 @@ class BucketPart:
     """
 
     def __init__(self, members: Sequence[Trained], groups: Groups, *, zero: int) -> None:
-        self._members = tuple(members)
+        self.members = tuple(members)
         self._groups = groups
         sharded = zero > 0 and groups.data is not None
         self._num_shards = groups.data.size() if sharded else 1
@@ -80,23 +81,23 @@ class BucketPart:
 
     def reduce(self) -> None:
         """All-reduce (ZeRO-0), reduce-scatter (ZeRO-1), or what each micro-batch has left (ZeRO-2)."""
-        if self._num_waiting < len(self._members):
-            names = ", ".join(one.name for one in self._members if one.parameter.grad is None)
+        if self._num_waiting < len(self.members):
+            names = ", ".join(one.name for one in self.members if one.parameter.grad is None)
             raise RuntimeError(f"backward gave no gradient for {names}")
-        if self._share_N is None and not self._members[0].tied:
+        if self._share_N is None and not self.members[0].tied:
             self._scatter()
         elif self._share_N is None:
             self._take_own()
         assert self._share_N is not None
         self.gradient_N, self._share_N = self._share_N, None
-        if self._members[0].partial:
+        if self.members[0].partial:
             sum_over(self.gradient_N, self._groups.tensor)
-        if self._members[0].tied:
+        if self.members[0].tied:
             self._sum_over_stages()
 
     def weight(self) -> torch.Tensor:
         """This rank's share of the bucket: of a single whole parameter itself, else a copy."""
-        flat_N = self._flat(one.parameter.detach() for one in self._members)
+        flat_N = self._flat(one.parameter.detach() for one in self.members)
         return flat_N if self._num_shards == 1 else self._own(flat_N).clone()
 
     def publish(self, weight_N: torch.Tensor) -> None:
@@ -116,13 +117,13 @@ class BucketPart:
 
     def share(self, whole: WholeTensors) -> torch.Tensor:
         """Cut, flattened and padded like the bucket."""
-        return self._own(self._flat(own_cut(one, whole, self._groups) for one in self._members)).clone()
+        return self._own(self._flat(own_cut(one, whole, self._groups) for one in self.members)).clone()
 
     def _arrived(self, parameter: torch.Tensor) -> None:
         self._num_waiting -= 1
         if self._num_waiting == 0:
             self._scatter()
-            self._num_waiting = len(self._members)
+            self._num_waiting = len(self.members)
 
     def _scatter(self) -> None:
         """Sum the gradients held so far over the stage, keep the own share and drop the rest."""
@@ -140,7 +141,7 @@ class BucketPart:
 
     def _sum_over_stages(self) -> None:
         length = sum(self._lengths)
-        one = self._members[0]
+        one = self.members[0]
         first = 0 if one.cut is None else length * self._groups.tensor.rank()
         num_tensor = 1 if one.cut is None else self._groups.tensor.size()
         if len(self.gradient_N) < length:
@@ -153,7 +154,7 @@ class BucketPart:
 
     def _take_gradients(self) -> list[torch.Tensor]:
         taken: list[torch.Tensor] = []
-        for one in self._members:
+        for one in self.members:
             gradient = one.parameter.grad
             taken.append(torch.zeros_like(one.parameter) if gradient is None else gradient)
             one.parameter.grad = None
@@ -170,7 +171,7 @@ class BucketPart:
 
     def _split(self, flat_N: torch.Tensor) -> Iterator[tuple[Trained, torch.Tensor]]:
         start = 0
-        for one, length in zip(self._members, self._lengths, strict=True):
+        for one, length in zip(self.members, self._lengths, strict=True):
             yield one, flat_N[start : start + length].view(one.parameter.shape)
             start += length
 
@@ -179,6 +180,7 @@ class ShardPart:
     """ZeRO-3: this rank's rows of one parameter, which FSDP2 gathers and whose gradients it scatters."""
 
     def __init__(self, trained: Trained, groups: Groups) -> None:
+        self.members: tuple[Trained, ...] = (trained,)
         self._one = trained
         self._groups = groups
         self.decays = trained.decays

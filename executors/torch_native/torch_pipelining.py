@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from executors.layout import Layout
+from executors.layout import Layout, Rank
 from executors.torch_native.engine import BatchOf, EvaluationBatch, tied_stages
 from executors.torch_native.groups import build_groups
 from executors.torch_native.rows import row_ranges
@@ -76,7 +76,7 @@ class PipeliningEngine:
         plan = replica.stages[self._me.stage]
         self._rows = row_ranges(plan.micro_batch_shares)[self._me.dp_i]
         tied = tied_stages(chain, replica)
-        self._groups = build_groups(replica, layout, self._me, tied, timeout_s)
+        self._groups = build_groups(replica, layout, self._me, tied, device=device, timeout_s=timeout_s)
         pieces = own_pieces(replica, training.pipeline, self._me.stage)
         if recomputed is None or PIECES[training.pipeline] > 1:
             # Layers stand elsewhere than planned: as many as planned are recomputed, but others.
@@ -97,7 +97,7 @@ class PipeliningEngine:
             num_micro_batches=replica.micro_batches,
             loss=self._loss,
             device=device,
-            group=_pipeline_group(replica, layout, self._me.dp_i, timeout_s),
+            group=_pipeline_group(replica, layout, self._me, device, timeout_s),
         )
         self._updater = Updater(
             [one for stage in built.values() for one in stage.trained],
@@ -188,13 +188,16 @@ class PipeliningEngine:
         return own.flatten(0, 1)
 
 
-def _pipeline_group(replica: ReplicaPlan, layout: Layout, mine: int, timeout_s: float) -> Any:
+def _pipeline_group(
+    replica: ReplicaPlan, layout: Layout, me: Rank, device: torch.device, timeout_s: float
+) -> Any:
     """The ranks of this rank's pipeline in the order of stages. Collective over all ranks."""
     found = None
     for dp_i in range(replica.stages[0].dp):
         ranks = [layout.rank_at(stage.index, dp_i) for stage in replica.stages]
         group = dist.new_group(ranks, timeout=datetime.timedelta(seconds=timeout_s), sort_ranks=False)
-        found = group if dp_i == mine else found
+        found = group if dp_i == me.dp_i else found
+    dist.all_reduce(torch.zeros(1, device=device), group=found)
     return found
 
 

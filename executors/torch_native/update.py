@@ -6,6 +6,7 @@ Legend of tensor suffixes: N elements, all such tensors are flat.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
 
 import torch
 import torch.distributed as dist
@@ -17,8 +18,8 @@ from executors.torch_native.stage import Trained
 from executors.training.clock import Clock, Kind
 from executors.training.engine import LayerState, StepResult
 from planner.training import TrainingJob
+from policies.errors import ExecutorFailedError
 
-WholeStates = dict[str, dict[tuple[int, str], torch.Tensor]]
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
 
 
@@ -47,7 +48,11 @@ class Updater:
         self._adamw = AdamW(training)
 
     def step(self, loss: torch.Tensor, learning_rate: float) -> StepResult:
-        """Change the weights by the gradients held; the losses of all ranks are added up. Collective."""
+        """Change the weights by the gradients held; the losses of all ranks are added up. Collective.
+
+        Raises:
+            ExecutorFailedError: `gradient-not-finite` on all ranks; the weights are those from before.
+        """
         with self._clock.span(Kind.SYNC):
             for part in self._parts:
                 part.reduce()
@@ -56,6 +61,12 @@ class Updater:
             dist.all_reduce(totals)
             loss_mean, norm_sq = totals.tolist()
         norm = norm_sq**0.5
+        if not isfinite(norm):
+            raise ExecutorFailedError(
+                "gradient-not-finite",
+                f"the gradient norm of step {self._adamw.num_steps + 1} is {norm}, its loss {loss_mean}",
+                hint="lower the learning rate or clip the gradients; the newest checkpoint is from before",
+            )
         scale = clip_scale(norm, self._training.clip_norm)
         self._adamw.num_steps += 1
         for part, moments in zip(self._parts, self._moments, strict=True):
@@ -97,25 +108,26 @@ class Updater:
     def load(self, states: Mapping[int, LayerState], step: int) -> None:
         """Continue from these states after `step` steps. The later copy of a tied weight needs none."""
         self._adamw.num_steps = step
-        whole: WholeStates = {
-            kind: {(one.layer_i, one.name): self._whole(states, one, kind) for one in self._trained}
-            for kind in KINDS
-        }
         for part, moments in zip(self._parts, self._moments, strict=True):
-            moments.exp_avg_N.copy_(part.share(whole["exp_avg"]))
-            moments.exp_avg_sq_N.copy_(part.share(whole["exp_avg_sq"]))
-            master_N = part.share(whole["weight"]).to(self._device)
+            weight_N, exp_avg_N, exp_avg_sq_N = (self._share(part, states, kind) for kind in KINDS)
+            moments.exp_avg_N.copy_(exp_avg_N)
+            moments.exp_avg_sq_N.copy_(exp_avg_sq_N)
             if moments.master_N is not None:
-                moments.master_N.copy_(master_N)
-            part.publish(master_N.to(part.weight().dtype))
+                moments.master_N.copy_(weight_N)
+            part.publish(weight_N.to(part.weight().dtype))
+
+    def _share(self, part: Part, states: Mapping[int, LayerState], kind: str) -> torch.Tensor:
+        whole = {(one.layer_i, one.name): self._whole(states, one, kind) for one in part.members}
+        return part.share(whole).to(self._device)
 
     def _whole(self, states: Mapping[int, LayerState], one: Trained, kind: str) -> torch.Tensor:
-        if one.first:
+        """A tensor in full: from the states, and from the first stage's ranks to those of the last."""
+        if not one.tied:
             found: torch.Tensor = states[one.layer_i][f"{kind}:{one.name}"]
-            whole = found.to(self._device)
-        else:
-            whole = torch.empty(one.shape, dtype=torch.float32, device=self._device)
-        if one.tied:
-            assert self._tied_source is not None
-            dist.broadcast(whole, src=self._tied_source, group=self._groups.tied)
+            return found
+        whole = torch.empty(one.shape, dtype=torch.float32, device=self._device)
+        if one.first:
+            whole.copy_(states[one.layer_i][f"{kind}:{one.name}"])
+        assert self._tied_source is not None
+        dist.broadcast(whole, src=self._tied_source, group=self._groups.tied)
         return whole

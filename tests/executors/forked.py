@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import socket
@@ -40,6 +41,9 @@ def run_ranks(
     context = multiprocessing.get_context("fork")
     port = free_port()
     processes, ends = [], []
+    # Objects of the parent are left alone by the ranks' garbage collectors, so their pages stay shared.
+    gc.collect()
+    gc.freeze()
     for rank in range(num_ranks):
         mine, theirs = context.Pipe(duplex=False)
         process = context.Process(target=_rank_main, args=(rank, num_ranks, port, work, theirs, group))
@@ -50,6 +54,7 @@ def run_ranks(
         theirs.close()
         processes.append(process)
         ends.append(mine)
+    gc.unfreeze()
     try:
         return _collect(ends, time.monotonic() + deadline_s)
     finally:

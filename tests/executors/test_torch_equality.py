@@ -22,7 +22,6 @@ UNEQUAL = {
 }
 STRATEGIES = {
     "zero 1": Case(stages=stages([0, 3, 6], [[2, 2], [3, 1]], zero=[1, 1])),
-    "zero 2, one stage": Case(stages=stages([0, 6], [[3, 1]], zero=[2])),
     "zero 2": Case(stages=stages([0, 3, 6], [[4], [1, 2, 1]], zero=[0, 2])),
     "zero 3": Case(stages=stages([0, 3, 6], [[2, 2], [3, 1]], zero=[3, 3])),
     "zero 3, one stage, recomputed": Case(stages=stages([0, 6], [[3, 1]], zero=[3], recompute=[4])),
@@ -31,7 +30,6 @@ STRATEGIES = {
     "no clipping": Case(stages=stages([0, 3, 6], [[4], [4]]), training=job(clip_norm=0.0)),
 }
 TIED = {
-    "two stages": Case(stages=stages([0, 3, 6], [[4], [4]]), model="qwen3"),
     "unequal widths": Case(stages=stages([0, 2, 4, 6], [[2, 2], [4], [1, 2, 1]]), model="qwen3"),
     "zero 1 and 0": Case(stages=stages([0, 3, 6], [[2, 2], [4]], zero=[1, 0]), model="qwen3"),
     "zero 2 and 3": Case(stages=stages([0, 3, 6], [[2, 2], [1, 1, 2]], zero=[2, 3]), model="qwen3"),
@@ -69,7 +67,6 @@ TENSOR_PARALLEL = {
     "qwen2_moe": Case(stages=stages([0, 6], [[4]], tp=[2]), model="qwen2_moe"),
 }
 ROUNDED = {
-    "zero 1": Case(stages=stages([0, 3, 6], [[3, 1], [4]], zero=[1, 0]), dtype="bf16"),
     "zero 3, tied": Case(stages=stages([0, 3, 6], [[4], [3, 1]], zero=[0, 3]), dtype="bf16", model="qwen3"),
     "tensor parallel": Case(stages=stages([0, 3, 6], [[4], [4]], tp=[1, 2]), dtype="bf16", model="qwen3"),
     "adapters": Case(stages=stages([0, 3, 6], [[4], [3, 1]]), dtype="bf16", adapter_rank=4),

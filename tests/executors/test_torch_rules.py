@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from script_plans import Stage, pipeline, plan_of
@@ -28,7 +29,7 @@ BYTES: Mapping[str, float] = {
 }
 
 
-def codes(plan: Plan, schedule: PipelineSchedule, **changes: object) -> list[str]:
+def codes(plan: Plan, schedule: PipelineSchedule, **changes: Any) -> list[str]:
     """Codes of the reasons against the plan's replica under a schedule."""
     replica = plan.boundaries[0].replicas[0]
     stages = tuple(replace(stage, memory_bytes={stage.devices[0]: BYTES}) for stage in replica.stages)

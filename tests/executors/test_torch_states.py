@@ -57,9 +57,10 @@ def tensors(states: States) -> dict[int, dict[str, Any]]:
     return {i: {name: torch.from_numpy(a.copy()) for name, a in state.items()} for i, state in states.items()}
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize(
-    ("first", "second"), [(0, 1), (1, 2), (2, 3), (3, 0)], ids=["to zero 3", "to tp", "to one stage", "back"]
+    ("first", "second", "dtype"),
+    [(0, 1, "fp32"), (1, 2, "fp32"), (2, 3, "fp32"), (3, 0, "fp32"), (0, 1, "bf16")],
+    ids=["to zero 3", "to tp", "to one stage", "back", "to zero 3, bf16"],
 )
 def test_a_run_continues_under_another_layout(first: int, second: int, dtype: str) -> None:
     cases = [replace(case, dtype=dtype) for case in LAYOUTS.values()]
