@@ -18,7 +18,7 @@ from policies.one_home import ForeignPackageError, files_unlike_record, recorded
 CORE = ("numpy", "cryptography", "pydantic", "typer", "rich", "pyyaml")
 EXTRAS: dict[str, tuple[str, ...]] = {
     "plan": ("ortools", "pulp", "numba"),
-    "train": ("torch", "deepspeed", "peft", "transformers", "safetensors"),
+    "train": ("torch", "deepspeed", "peft", "transformers", "tokenizers", "safetensors"),
     "dev": (
         "pytest",
         "pytest-xdist",

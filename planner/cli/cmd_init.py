@@ -50,7 +50,8 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Write starter files from a bundled example, or draft a fleet file.
 
-        Without options, the folder gets a commented fleet.yaml, model.yaml and policy.yaml to fill in.
+        Without options, the folder gets a commented fleet.yaml, model.yaml, policy.yaml and job.yaml to
+        fill in.
         """
         console = console_of(ctx)
         if origin is None:
@@ -66,7 +67,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _copy_example(console: Console, name: str, folder: Path | None, *, force: bool) -> None:
-    """Put the three files of an example into `folder`, all or none of them."""
+    """Put the files of an example into `folder`, all or none of them."""
     texts = _example_texts(name)
     if folder is None:
         raise typer.BadParameter(
@@ -85,8 +86,7 @@ def _copy_example(console: Console, name: str, folder: Path | None, *, force: bo
         write_atomically(target, text)
     files = [str(target) for target in targets]
     console.emit({"example": name, "files": files}, "\n".join(files))
-    fleet, model, policy = files
-    console.note(f"next: echelon solve {fleet} {model} {policy} -o plan.json")
+    console.note(f"next: echelon solve {' '.join(files[: len(FILE_NAMES)])} -o plan.json")
 
 
 def _example_texts(name: str) -> dict[str, str]:

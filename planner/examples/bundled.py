@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 FILE_NAMES = ("fleet.yaml", "model.yaml", "policy.yaml")
+JOB_FILE = "job.yaml"
 STARTER = "starter"
 
 _FOLDER = Path(__file__).resolve().parent
@@ -23,5 +24,7 @@ def example_folder(name: str) -> Path:
 
 
 def example_texts(name: str) -> dict[str, str]:
-    """The text of each of an example's three files by file name."""
-    return {file: (_FOLDER / name / file).read_text(encoding="utf-8") for file in FILE_NAMES}
+    """The text of an example's files by file name; not every example has a job file."""
+    folder = _FOLDER / name
+    present = [file for file in (*FILE_NAMES, JOB_FILE) if (folder / file).is_file()]
+    return {file: (folder / file).read_text(encoding="utf-8") for file in present}

@@ -9,8 +9,15 @@ from typing import Any
 
 import pytest
 
-from planner.examples.bundled import FILE_NAMES, STARTER, example_folder, example_names, example_texts
-from planner.files import load_fleet, load_inputs
+from planner.examples.bundled import (
+    FILE_NAMES,
+    JOB_FILE,
+    STARTER,
+    example_folder,
+    example_names,
+    example_texts,
+)
+from planner.files import load_fleet, load_inputs, load_training_job
 
 Cli = Callable[..., Any]
 SLURM = example_folder("university") / "slurm.txt"
@@ -20,7 +27,7 @@ SLURM = example_folder("university") / "slurm.txt"
 def test_an_example_is_copied_byte_for_byte(name: str, cli: Cli, tmp_path: Path) -> None:
     result = cli("init", "--example", name, "mine/deep")
     assert result.code == 0
-    assert result.out.splitlines() == [f"mine/deep/{file}" for file in FILE_NAMES]
+    assert result.out.splitlines() == [f"mine/deep/{file}" for file in example_texts(name)]
     assert "next: echelon solve mine/deep/fleet.yaml" in result.err
     for file, text in example_texts(name).items():
         assert (tmp_path / "mine" / "deep" / file).read_text(encoding="utf-8") == text
@@ -30,6 +37,8 @@ def test_a_bare_init_gives_a_commented_starter_that_loads(cli: Cli, tmp_path: Pa
     assert cli("init", "mine").code == 0
     paths = [tmp_path / "mine" / file for file in FILE_NAMES]
     load_inputs(*paths)
+    paths.append(tmp_path / "mine" / JOB_FILE)
+    load_training_job(paths[-1])
     assert all(path.read_text(encoding="utf-8").count("#") > 5 for path in paths)
     assert STARTER not in example_names()
 
