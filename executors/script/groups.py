@@ -42,6 +42,8 @@ def build_groups(ranks: Grid, me: int) -> RankGroups:
             group = dist.new_group(sorted(each), timeout=GROUP_TIMEOUT)
             if me in each:
                 found[name] = group
+    # Members of small groups don't wait for the others, whose store is gone when rank 0 ends early.
+    dist.barrier()
     return RankGroups(**found)
 
 

@@ -1,4 +1,4 @@
-"""Plans for scripts: any stages on cores of small hosts, and scripts run on their ranks in forked processes."""
+"""Plans for scripts: any stages on cores of small hosts; scripts run on their ranks in forked processes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ class Stage:
 
 def pipeline(*cuts: int, **settings: Any) -> tuple[Stage, ...]:
     """Alike stages between the cuts."""
-    return tuple(Stage(layers=layers, **settings) for layers in zip(cuts, cuts[1:], strict=False))
+    return tuple(Stage(layers=layers, **settings) for layers in pairwise(cuts))
 
 
 def plan_of(
@@ -219,7 +220,9 @@ def run_ranks(spec: LaunchSpec, ranks: Sequence[int] | None = None) -> list[Rank
             if process.is_alive():
                 process.kill()
             process.join()
-    return [_end_of(spec.folder, rank, process.exitcode) for rank, process in zip(chosen, processes, strict=True)]
+    return [
+        _end_of(spec.folder, rank, process.exitcode) for rank, process in zip(chosen, processes, strict=True)
+    ]
 
 
 def _rank_main(spec: LaunchSpec, rank: int) -> None:
@@ -228,7 +231,8 @@ def _rank_main(spec: LaunchSpec, rank: int) -> None:
     with (spec.folder / f"out-{rank}").open("wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", buffering=1, closefd=False)
+    # Pytest's own streams would catch what is printed.
+    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", 1, closefd=False)
     os.environ.update(
         {name: text for name, text in spec.commands[0].env.items() if text is not None}, RANK=str(rank)
     )

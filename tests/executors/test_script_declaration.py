@@ -68,9 +68,7 @@ def test_what_is_declared_is_what_is_read(
     for key, value in declared.items():
         found = getattr(script.can, key)
         assert found == value if key not in CHOICES else set(found) == set(value)
-    assert all(
-        getattr(script.can, key) == getattr(Declaration(), key) for key in KEYS if key not in declared
-    )
+    assert all(getattr(script.can, key) == getattr(Declaration(), key) for key in KEYS if key not in declared)
 
 
 def test_every_fault_is_told_with_its_line(tmp_path: Path) -> None:

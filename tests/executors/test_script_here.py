@@ -33,9 +33,10 @@ from executors.script import here
 run = here.plan()
 assert run is here.plan()
 facts = {{name: getattr(run, name) for name in (
-    "rank", "world_size", "local_rank", "host", "device", "stage", "dp_i", "dp", "tp_i", "tp", "head", "ranks",
-    "cuts", "num_layers", "num_stages", "shares", "zero", "recompute", "micro_batches", "micro_batch_size",
-    "sequence_tokens", "tokens_per_step", "seed", "resume", "dtype", "config", "executor", "replica",
+    "rank", "world_size", "local_rank", "host", "device", "stage", "dp_i", "dp", "tp_i", "tp", "head",
+    "ranks", "cuts", "num_layers", "num_stages", "shares", "zero", "recompute", "micro_batches",
+    "micro_batch_size", "sequence_tokens", "tokens_per_step", "seed", "resume", "dtype", "config", "executor",
+    "replica",
 )}}
 facts |= {{"rows": [run.rows.start, run.rows.stop], "layers": list(run.layers), "cores": sorted(run.cores)}}
 facts |= {{"recomputed": sorted(run.recomputed), "peers": run.peers(0), "folder": str(run.folder)}}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import math
+import importlib
 import os
 import sys
 import warnings
@@ -12,16 +11,7 @@ from typing import Any
 
 import pytest
 from forked import free_port
-from script_plans import (
-    NO_JOB,
-    RankEnd,
-    Stage,
-    launched,
-    pipeline,
-    plan_of,
-    run_ranks,
-    script_in,
-)
+from script_plans import NO_JOB, RankEnd, Stage, launched, pipeline, plan_of, run_ranks, script_in
 
 from executors.events import EVENTS_FILE, Event, parse_event
 from executors.launching import LaunchOptions, plan_launches
@@ -45,8 +35,11 @@ def frameworks() -> None:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for name in ("deepspeed", "torch.nn.parallel", "torch.distributed"):
+        for name in ("torch", "deepspeed"):
             pytest.importorskip(name)
+        # What the first optimiser and the first engine would import in every rank.
+        for name in ("torch._dynamo", "torch.nn.parallel", "executors.ds_pipeline.engine"):
+            importlib.import_module(name)
 
 
 def example(name: str, folder: Path) -> Script:
