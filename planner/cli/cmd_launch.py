@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -15,6 +16,7 @@ from policies.errors import InputError
 if TYPE_CHECKING:
     from executors.launching import Launch, LaunchOptions
     from executors.remote import Transport
+    from executors.script.declaration import Script as OwnScript
     from planner.plan import Plan
     from planner.training import TrainingJob
 
@@ -115,9 +117,15 @@ def register(app: typer.Typer) -> None:
         console = console_of(ctx)
         _require_one_way(local, node)
         checked = _checked(console, plan)
-        training = _training(job, data, steps)
-        options = _options(
-            output.absolute(), boundary, replica, executor, local, port, address, accelerator, resume
+        training = _training(job, data, steps, own_script=bool(script))
+        options = replace(
+            _options(local=local, port=port, addresses=address, accelerator=accelerator),
+            folder=output.absolute(),
+            boundary=boundary,
+            replicas=tuple(replica or ()),
+            executor=executor,
+            resume=resume,
+            script=_script(script),
         )
         launches = plan_launches(checked, training, options)
         if dry_run:
@@ -152,13 +160,21 @@ def _checked(console: Console, path: Path) -> Plan:
     return plan
 
 
-def _training(job: Path | None, data: list[str] | None, steps: int | None) -> TrainingJob:
+def _script(words: list[str] | None) -> OwnScript | None:
+    from executors.script.declaration import read_script
+
+    return read_script(words, Path.cwd()) if words else None
+
+
+def _training(
+    job: Path | None, data: list[str] | None, steps: int | None, *, own_script: bool
+) -> TrainingJob:
     from planner.files import load_training_job
     from planner.training import BUNDLED_TEXTS, TrainingJob
 
     given = tuple(text if text in BUNDLED_TEXTS else str(Path(text).absolute()) for text in data or ())
     if job is None:
-        if not given:
+        if not given and not own_script:
             raise InputError(
                 "no-data",
                 "there is nothing to train on",
@@ -172,25 +188,12 @@ def _training(job: Path | None, data: list[str] | None, steps: int | None) -> Tr
 
 
 def _options(
-    folder: Path,
-    boundary: str | None,
-    replicas: list[str] | None,
-    executor: str | None,
-    local: bool,
-    port: int | None,
-    addresses: list[str] | None,
-    accelerator: Accelerator,
-    resume: bool,
+    *, local: bool, port: int | None, addresses: list[str] | None, accelerator: Accelerator
 ) -> LaunchOptions:
-    import sys
-
+    """Where and how ranks meet and compute."""
     from executors.addresses import free_port
     from executors.environment import accelerator_here
     from executors.launching import LaunchOptions, default_port
-
-    chosen = accelerator.value
-    if local and accelerator is Accelerator.AUTO:
-        chosen = accelerator_here()
 
     def port_of(number: int) -> int:
         if port is not None:
@@ -198,16 +201,15 @@ def _options(
         # On one machine nobody else has to know the port, so one that is free will do.
         return free_port() if local else default_port(number)
 
+    chosen = accelerator.value
+    if local and accelerator is Accelerator.AUTO:
+        chosen = accelerator_here()
     return LaunchOptions(
-        folder=folder,
-        boundary=boundary,
-        replicas=tuple(replicas or ()),
-        executor=executor,
+        folder=Path(),
         one_machine=local,
         port_of=port_of,
         address_of=_addresses(addresses),
         accelerator=chosen,
-        resume=resume,
         python=sys.executable,
     )
 
