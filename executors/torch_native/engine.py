@@ -5,7 +5,6 @@ Legend of tensor suffixes: B rows of this rank, T tokens, H model width, V vocab
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +18,7 @@ from executors.torch_native.exchange import Hidden, Receiver, build_exchange
 from executors.torch_native.groups import build_groups
 from executors.torch_native.rows import common, row_ranges
 from executors.torch_native.schedule import Direction, passes
-from executors.torch_native.stage import WEIGHTS_SHARDED, build_stage, first_blocks
+from executors.torch_native.stage import WEIGHTS_SHARDED, build_stage, first_blocks, seed_dropout
 from executors.torch_native.update import Updater
 from executors.torch_native.vocabulary import cut_token_loss
 from executors.training.chain import token_loss
@@ -27,6 +26,7 @@ from executors.training.clock import Clock, Kind, NoClock
 from executors.training.engine import LayerState, StepResult
 from planner.plan import ReplicaPlan
 from planner.training import TrainingJob
+from policies.errors import ExecutorFailedError
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 BatchOf = Callable[[int, int, range], torch.Tensor]
@@ -75,6 +75,7 @@ class TorchEngine:
         recomputed: frozenset[int] | None = None,
         timeout_s: float = 600.0,
     ) -> None:
+        require_place(layout, rank)
         self._replica, self._layout = replica, layout
         self._me = layout.ranks[rank]
         self._batch_of, self._evaluation_batch = batch_of, evaluation_batch
@@ -184,7 +185,7 @@ class TorchEngine:
         given = self._given(tokens_BT, micro_batch)
         if self._trains_before:
             given.requires_grad_()
-        self._seed_dropout(step, micro_batch)
+        seed_dropout(self._training.seed, step, micro_batch, self._me.stage, self._me.dp_i)
         with self._clock.span(Kind.FORWARD, micro_batch), torch.set_grad_enabled(self._backward_runs):
             output = self._stage.module(given)
             if self._is_last:
@@ -270,11 +271,6 @@ class TorchEngine:
             return cut_token_loss(logits, labels_BT, self._groups.tensor)
         return token_loss(logits, labels_BT)
 
-    def _seed_dropout(self, step: int, micro_batch: int) -> None:
-        """The same dropout on tensor-parallel ranks, another one elsewhere, and again after a resume."""
-        place = (self._training.seed, step, micro_batch, self._me.stage, self._me.dp_i)
-        torch.manual_seed(int.from_bytes(hashlib.sha256(repr(place).encode()).digest()[:7], "big"))
-
 
 def _trains_by_stage(num_stages: int, mine: int, trains: bool, device: torch.device) -> list[bool]:
     """Which stages have something to train. Collective."""
@@ -282,6 +278,21 @@ def _trains_by_stage(num_stages: int, mine: int, trains: bool, device: torch.dev
     flags[mine] = float(trains)
     sum_over(flags, dist.group.WORLD)
     return [flag > 0 for flag in flags.tolist()]
+
+
+def require_place(layout: Layout, rank: int) -> None:
+    """The process group is that of the plan.
+
+    Raises:
+        ExecutorFailedError: `ranks-differ`.
+    """
+    found, size = dist.get_rank(), dist.get_world_size()
+    if (found, size) != (rank, layout.world_size):
+        raise ExecutorFailedError(
+            "ranks-differ",
+            f"this process is rank {found} of {size}, the plan makes it rank {rank} of {layout.world_size}",
+            hint="start one process for each device of the replica, numbered like the plan's rank table",
+        )
 
 
 def tied_stages(chain: Any, replica: ReplicaPlan) -> tuple[int, int] | None:

@@ -5,6 +5,7 @@ Legend of tensor suffixes: B rows of this rank, T tokens, H model width, V vocab
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -115,6 +116,11 @@ def first_blocks(layers: Sequence[int], num_layers: int, count: int) -> frozense
     blocks = [i for i in layers if 0 < i < num_layers - 1]
     ends = [i for i in layers if i not in blocks]
     return frozenset((blocks + ends)[:count])
+
+
+def seed_dropout(*place: int) -> None:
+    """Draw dropout from the place alone: the same on tensor-parallel ranks, and again after a resume."""
+    torch.manual_seed(int.from_bytes(hashlib.sha256(repr(place).encode()).digest()[:7], "big"))
 
 
 def _trained(

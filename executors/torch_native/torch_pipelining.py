@@ -16,10 +16,10 @@ import torch.distributed as dist
 from torch import nn
 
 from executors.layout import Layout, Rank
-from executors.torch_native.engine import BatchOf, EvaluationBatch, tied_stages
+from executors.torch_native.engine import BatchOf, EvaluationBatch, require_place, tied_stages
 from executors.torch_native.groups import build_groups
 from executors.torch_native.rows import row_ranges
-from executors.torch_native.stage import build_stage, first_blocks
+from executors.torch_native.stage import build_stage, first_blocks, seed_dropout
 from executors.torch_native.update import Updater
 from executors.torch_native.virtual import PIECES, own_pieces, piece_layers
 from executors.training.clock import Clock, Kind, NoClock
@@ -69,6 +69,7 @@ class PipeliningEngine:
         recomputed: frozenset[int] | None = None,
         timeout_s: float = 600.0,
     ) -> None:
+        require_place(layout, rank)
         self._replica, self._me = replica, layout.ranks[rank]
         self._batch_of, self._evaluation_batch = batch_of, evaluation_batch
         self._training, self._device = training, device
@@ -115,6 +116,7 @@ class PipeliningEngine:
         if self._is_first or self._is_last:
             count = self._replica.micro_batches
             tokens_BT = torch.cat([self._batch_of(step, j, self._rows) for j in range(count)])
+        seed_dropout(self._training.seed, step, self._me.stage, self._me.dp_i)
         with self._clock.span(Kind.FORWARD):
             loss = self._run(tokens_BT)
         return self._updater.step(loss, learning_rate)
