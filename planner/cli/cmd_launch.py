@@ -112,6 +112,7 @@ def register(app: typer.Typer) -> None:
         by what the plan says, from the newest checkpoint. Ctrl-C ends every process.
         """
         from executors.launching import plan_launches
+        from executors.preflight import require_material
         from planner.cli.launch_text import dry_run_data, dry_run_text
 
         console = console_of(ctx)
@@ -131,7 +132,10 @@ def register(app: typer.Typer) -> None:
         if dry_run:
             console.emit(dry_run_data(launches), dry_run_text(launches))
             return
-        transport = _transport(local or node is not None, remote_shell, options)
+        here = local or node is not None
+        if here and not script:
+            require_material(checked, training)
+        transport = _transport(here, remote_shell, options)
         _run(console, checked, training, launches, options, transport, node=node, failover=failover)
 
 

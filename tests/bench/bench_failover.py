@@ -1,8 +1,8 @@
 """Kills at random moments of real training: `python tests/bench/bench_failover.py [NUM] [SEED]`.
 
-Each case launches a small plan of three ranks, picks a moment and a process (a rank, the runner, the agent or
-the launcher itself) and ends it with SIGKILL. Afterwards the run has either gone on to its last step or stopped
-with a reason, nothing of it is left running, and every checkpoint and adapter that is there can be read.
+Each case launches a small plan of three ranks, picks a moment and a process (a rank, the runner, the agent
+or the launcher itself) and ends it with SIGKILL. Afterwards the run has either gone on to its last step or
+stopped with a reason, nothing of it is left running, and every checkpoint and adapter there can be read.
 """
 
 from __future__ import annotations
