@@ -10,6 +10,7 @@ import base64
 import contextlib
 import hashlib
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -20,13 +21,14 @@ from typing import IO
 
 from executors.agent_spec import BEAT_LINE, STOP_LINE, AgentSpec, file_name
 from executors.causes import last_line
-from executors.events import Event, parse_event, shortened
+from executors.events import Event, Kind, parse_event, shortened
 from executors.remote import SSH_OPTIONS, Style, Transport
 from policies.errors import ExecutorFailedError
 
 _PIECE_BYTES = 60_000
 """A piece of a specification; base64 makes it a third longer, an argument may have 128 KiB (execve(2))."""
 _STDERR_CHARS = 1 << 14
+_PDSH_END = re.compile(r"^pdsh@.* exited with exit code \d+$", re.MULTILINE)
 
 
 class AgentLink:
@@ -42,11 +44,11 @@ class AgentLink:
         Raises:
             ExecutorFailedError: `remote-shell-missing` where this machine has no such program.
         """
-        self.host, self.replica = spec.host, spec.replica
+        self.host, self.replica, self.python = spec.host, spec.replica, transport.python
         self._transport, self._spec = transport, spec
         self._outgoing = self._incoming = b""
         self.stderr = ""
-        self.answered = self.closed = self._ended = False
+        self.answered = self.closed = self._ended = self._done = self._stopping = False
         self._enders: list[subprocess.Popen[bytes]] = []
         self._to_run = deque(self._commands())
         self._process = self._start_next()
@@ -70,21 +72,31 @@ class AgentLink:
         told = (event for event in map(_event, lines) if event is not None)
         found = [replace(event, host=self.host, replica=self.replica) for event in told]
         self.answered = self.answered or bool(found)
+        self._done = self._done or any(event.kind is Kind.ENDED for event in found)
+        if self._stopping:
+            self._end_by_call()
         if self._ended and self._process.poll() is not None:
             self._take_stderr()
             if self._process.returncode == 0 and self._to_run:
                 self._release()
                 self._process = self._start_next()
             else:
-                self.closed = True
+                self.closed = all(ender.poll() is not None for ender in self._enders)
         return found
 
     def stop(self) -> None:
         """Ask the agent to end everything."""
         self._to_run.clear()
-        if self._transport.style is not Style.PDSH:
+        if not self._stopping and self._transport.style is not Style.PDSH:
             self._outgoing += STOP_LINE.encode("ascii")
-        elif not self._enders and not self.closed:
+        self._stopping = True
+
+    def _end_by_call(self) -> None:
+        """Where input isn't forwarded, a second call ends the agent: again, if need be."""
+        over = self._done or self._process.poll() is not None
+        if self._transport.style is not Style.PDSH or not self.answered or over:
+            return
+        if all(ender.poll() is not None for ender in self._enders):
             argv = self._transport.agent_argv(self.host, "--end", self._spec.folder)
             null = subprocess.DEVNULL
             ender = subprocess.Popen(argv, stdin=null, stdout=null, stderr=null, start_new_session=True)
@@ -183,9 +195,11 @@ def unreachable(link: AgentLink, waited_s: float | None = None) -> ExecutorFaile
     `waited_s` is given where the command still ran when the time was over.
     """
     how = f"gave no answer for {waited_s:.0f} s" if waited_s is not None else f"ended with {link.exit_code}"
-    words = last_line(link.stderr)
+    # pdsh ends with a line that says no more than the exit code.
+    words = last_line(_PDSH_END.sub("", link.stderr))
     shown = shortened(shlex.join(link.argv), 300)
-    missing = "No module named" in link.stderr or "not found" in words
+    # Shells say so in different words: "not found", "No such file or directory", "can't open".
+    missing = "No module named" in link.stderr or link.python in words
     hint = (
         "install echelon there, or name its interpreter with `--remote-python`"
         if missing

@@ -34,6 +34,9 @@ from executors.tails import RankTail, size_of, text_since
 TICK_S = 0.1
 """How often rank files are read; the end of a process wakes the agent at once."""
 
+_TOGETHER_S = 0.05
+"""Within this time the kernel ends ranks whose starter is killed."""
+
 _STDIN, _STDOUT = 0, 1
 
 
@@ -137,12 +140,13 @@ class AgentRun:
             if _STDIN in ready:
                 self._listen()
             self._forward()
-            for watched in list(self._watched.values()):
-                if watched.handle is None or watched.handle in ready:
-                    self._rank_ended(watched)
-            self._beat()
-            if handle in ready:
+            gone = [w for w in self._watched.values() if w.handle is None or w.handle in ready]
+            # Ranks may go with the command; then its end is the news.
+            if handle in ready or (gone and _is_readable(handle, _TOGETHER_S)):
                 return self._command_ended(command)
+            for watched in gone:
+                self._rank_ended(watched)
+            self._beat()
         return None
 
     def _command_ended(self, command: subprocess.Popen[bytes]) -> int:
@@ -151,7 +155,8 @@ class AgentRun:
         code = command.returncode = self._codes[command.pid]
         self._forward()
         for watched in list(self._watched.values()):
-            if read_process(watched.pid) is None or exit_code_of(watched.pid) is not None:
+            ended = read_process(watched.pid) is None or exit_code_of(watched.pid) is not None
+            if ended and code >= 0:
                 self._rank_ended(watched)
         texts = self._log_texts().values() if code != 0 else ()
         errors = [error for error in map(first_error, texts) if error]
@@ -248,6 +253,10 @@ class AgentRun:
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         self._stop = self._stop or signal.Signals(number).name
+
+
+def _is_readable(handle: int, timeout_s: float) -> bool:
+    return bool(select.select([handle], [], [], timeout_s)[0])
 
 
 def _ended_by(code: int | None) -> dict[str, int | None]:

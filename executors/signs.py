@@ -10,6 +10,7 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 from executors.causes import is_consequence
 from executors.events import Event, Kind
@@ -18,6 +19,7 @@ from policies.errors import ExecutorFailedError
 
 _ABORTS = frozenset({signal.SIGABRT})
 _ASKED = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE})
+_FATAL = frozenset({signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE})
 _GENERAL_CODES = frozenset({"exception", "worker-fault", "lost-peer"})
 
 
@@ -114,18 +116,21 @@ def sign_of_death(event: Event, who: str, seen_s: float) -> Sign:
 def sign_of_exit(event: Event, seen_s: float) -> Sign:
     """A host's command ended before its ranks had finished."""
     number, code, error = event.data.get("signal"), event.data.get("code"), str(event.data.get("error", ""))
-    if type(number) is int:
+    inner = _signal_in(code)
+    told = bool(error) and not is_consequence(error)
+    if type(number) is int or (inner and not told):
+        how = f"ended with {code}, as after" if inner else "was ended by"
+        shown = number if type(number) is int else inner
         return Sign(
-            weight=Weight.LIKELY,
+            weight=Weight.SUMMARY if inner else Weight.LIKELY,
             seen_s=seen_s,
             status=Status.LOST,
             code="command-lost",
-            message=f"the command that runs the ranks of host {event.host} was ended by signal {number}"
-            f" ({_name_of(number)})",
+            message=f"the command that runs the ranks of host {event.host} {how} signal {shown}"
+            f" ({_name_of(shown)})",
             host=event.host,
-            signal=number,
+            signal=shown,
         )
-    told = bool(error) and not is_consequence(error)
     return Sign(
         weight=Weight.LIKELY if told else Weight.SUMMARY,
         seen_s=seen_s,
@@ -173,6 +178,16 @@ def _weight_of(number: int) -> Weight:
     if number in _ASKED:
         return Weight.CONSEQUENCE
     return Weight.LIKELY if number in _ABORTS else Weight.CAUSE
+
+
+def _signal_in(code: Any) -> int:
+    """The signal of a process below, which launchers pass on as 128 + n or -n; 0 where there is none."""
+    if type(code) is not int:
+        return 0
+    for number in (code - 128, 256 - code):
+        if number in _FATAL:
+            return number
+    return 0
 
 
 def _name_of(number: int) -> str:

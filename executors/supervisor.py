@@ -196,22 +196,21 @@ class _Supervisor:
         run.deadline_s = time.monotonic() + self._deadlines.grace_s + self._deadlines.end_s
         for link in run.links:
             link.stop()
-            if not link.answered:
-                link.kill()
         if outcome.status is Status.REFUSED:
             for other in self._runs:
                 if other.outcome is None:
                     self._end(other, stopped(other.watch.so_far()))
 
     def _has_ended(self, run: _Run) -> bool:
-        late = [link for link in run.links if not link.closed]
-        if late and time.monotonic() > run.deadline_s:
-            for link in late:
+        """Whether all agents have; those that are late are given up, sooner where they never spoke."""
+        now_s = time.monotonic()
+        for link in run.links:
+            deadline_s = run.deadline_s - (0.0 if link.answered else self._deadlines.end_s)
+            if not link.closed and now_s > deadline_s:
                 link.kill()
                 text = f"host {link.host} did not confirm its end; its agent ends everything when it notices"
                 self._tell(run, replace(note(text), host=link.host))
-            return True
-        return not late
+        return all(link.closed for link in run.links)
 
     def _conclude(self, run: _Run, outcome: ReplicaOutcome) -> None:
         """A start is over: report it, and go on with what is to come after it."""

@@ -205,6 +205,24 @@ def test_a_command_that_ends_well_without_its_ranks_is_a_fault() -> None:
     assert (verdict.status, verdict.code, verdict.rank) == (Status.FAULT, "rank-ended-early", 1)
 
 
+@pytest.mark.parametrize(
+    ("code", "error", "status"),
+    [
+        (137, "", Status.LOST),
+        (247, "Connection closed by peer", Status.LOST),
+        (1, "", Status.FAULT),
+        (143, "", Status.FAULT),
+        (247, "ValueError: no such optimiser", Status.FAULT),
+    ],
+)
+def test_a_launcher_passes_on_that_a_process_below_it_was_killed(
+    code: int, error: str, status: Status
+) -> None:
+    verdict = judged(watch_of(), [exited("b", code, error)])
+    assert verdict.status is status
+    assert verdict.lost_devices == (("b/0",) if status is Status.LOST else ())
+
+
 def test_the_log_explains_a_rank_that_ended_without_a_word() -> None:
     signs = [died(1, code=1), exited("b", 1, "ImportError: no libfast.so")]
     verdict = judged(watch_of(), signs)
