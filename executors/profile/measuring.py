@@ -48,7 +48,7 @@ class Steps:
     @property
     def update_s(self) -> list[float]:
         """Seconds of each step after its passes."""
-        return [sum(step[kind] for kind in AFTER_PASSES) for step in self.others]
+        return [sum(step.get(kind, 0.0) for kind in AFTER_PASSES) for step in self.others]
 
 
 def measure_layers(order: RankOrder) -> RankAnswer:

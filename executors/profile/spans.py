@@ -18,7 +18,7 @@ from policies.errors import InputError
 Span = tuple[float, float]
 """Wall and CPU seconds. Where work runs on a GPU both are the seconds between two events of its stream."""
 KEPT_FRAC = 0.25
-WINDOW_S = 1.0
+WINDOW_S = 2.0
 BOTH = ("forward", "backward")
 
 
@@ -71,7 +71,7 @@ def wall_per_cpu(several: Sequence[LayerSpans]) -> float:
 
     1 on a core of one's own, more where it is throttled, shared for good, or handed out in slices. Quotas
     count in periods of a tenth of a second or so, which a short step may slip through: what counts is the
-    smallest ratio of any window of consecutive steps that lasts a second or more.
+    smallest ratio of any window of consecutive steps that lasts two seconds or more.
     """
     ratios: list[float] = []
     for spans in several:
