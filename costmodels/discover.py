@@ -2,8 +2,8 @@
 
 The answer is text for a person to put into a fleet file, each figure with its origin: `measured` just now,
 `declared` by the system, or `assumed`. Reading is pure (text in, facts out); only `probe_machine` touches the
-machine. The GPU compute rate is not measured here, since that takes a training framework: it comes from the
-device catalog.
+machine. Rates of GPUs are not measured here, since that takes a training framework (`FrameworkRates`, filled
+in by the executors): without one they come from the device catalog.
 """
 
 from __future__ import annotations
@@ -62,14 +62,39 @@ class CpuRates:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceRates:
+    """Sustained rates of one device under a training framework, measured.
+
+    `flop_per_s` holds (dtype, rate) pairs. `notes` are what its driver says of it.
+    """
+
+    flop_per_s: tuple[tuple[str, float], ...]
+    memory_bytes_per_s: float
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrameworkRates:
+    """What a training framework reaches: all processors together, and each GPU in the driver's order."""
+
+    framework: str
+    cpu: DeviceRates
+    gpus: tuple[DeviceRates, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MachineFacts:
-    """Everything found out about one machine. `rates` is None when nothing was measured."""
+    """Everything found out about one machine. `rates` is None when nothing was measured.
+
+    `framework` holds what a training framework measured, where one was asked to.
+    """
 
     host_name: str
     cpu: CpuFacts
     memory_bytes: int
     gpus: tuple[GpuFacts, ...]
     rates: CpuRates | None
+    framework: FrameworkRates | None = None
 
 
 def cpu_from_cpuinfo(text: str, *, fallback_name: str, fallback_cores: int) -> CpuFacts:
@@ -186,7 +211,8 @@ def fleet_fragment(facts: MachineFacts, *, known_types: Collection[str] = ()) ->
         lines.append(f"    link: {rate}  # assumed: PCI Express maximum of the slot; NVLink is faster")
     lines.append("    devices:")
     for gpu in dict.fromkeys(facts.gpus):
-        lines += _gpu_lines(gpu, count=facts.gpus.count(gpu), known_types=known_types)
+        rates = _gpu_rates(facts, gpu)
+        lines += _gpu_lines(gpu, count=facts.gpus.count(gpu), known_types=known_types, rates=rates)
     return "\n".join([*lines, *_cpu_lines(facts)]) + "\n"
 
 
@@ -212,14 +238,34 @@ def plain_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:64].rstrip("-._") or "unnamed"
 
 
-def _gpu_lines(gpu: GpuFacts, *, count: int, known_types: Collection[str]) -> list[str]:
+def _gpu_rates(facts: MachineFacts, gpu: GpuFacts) -> DeviceRates | None:
+    """The measured rates of the first GPU of this kind; None where none was measured."""
+    measured = facts.framework.gpus if facts.framework is not None else ()
+    position = facts.gpus.index(gpu)
+    return measured[position] if position < len(measured) else None
+
+
+def _rate_lines(rates: DeviceRates, how: str) -> list[str]:
+    by_dtype = ", ".join(f"{dtype}: {format_flop_per_s(rate)}" for dtype, rate in rates.flop_per_s)
+    return [
+        f"        rate: {{{by_dtype}}}  # measured: {how}",
+        f"        memory_bandwidth: {format_bytes_per_s(rates.memory_bytes_per_s)}  # measured: copies",
+        *(f"        # declared: {note}" for note in rates.notes),
+    ]
+
+
+def _gpu_lines(
+    gpu: GpuFacts, *, count: int, known_types: Collection[str], rates: DeviceRates | None
+) -> list[str]:
     name = catalog_type(gpu, known_types)
     lines = [
         f"      - type: {name or plain_name(gpu.name)}  # declared: {gpu.name}",
         f"        count: {count}",
         f"        memory: {gpu.memory_bytes // MIB} MiB  # declared: nvidia-smi",
     ]
-    if name is None:
+    if rates is not None:
+        lines += _rate_lines(rates, "matrix products of torch")
+    elif name is None:
         lines += [
             "        # not in the device catalog: fill in rates and bandwidth from its data sheet",
             "        # rate: {bf16: 100 TFLOP/s, fp32: 20 TFLOP/s}",
@@ -235,6 +281,13 @@ def _cpu_lines(facts: MachineFacts) -> list[str]:
         f"        count: {sockets}",
         f"        memory: {facts.memory_bytes // sockets // MIB} MiB  # declared: main memory per socket",
     ]
+    if facts.framework is not None:
+        whole = facts.framework.cpu
+        one = DeviceRates(
+            flop_per_s=tuple((dtype, rate / sockets) for dtype, rate in whole.flop_per_s),
+            memory_bytes_per_s=whole.memory_bytes_per_s / sockets,
+        )
+        return [*lines, *_rate_lines(one, "matrix products of torch, all cores")]
     if facts.rates is None:
         return [*lines, "        # rate and memory_bandwidth were not measured"]
     flop_per_s = format_flop_per_s(facts.rates.matmul_flop_per_s / sockets)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +24,10 @@ def register(app: typer.Typer) -> None:
         probe_time: Annotated[
             str, typer.Option("--probe-time", help="How long each measurement takes; `0s` measures nothing.")
         ] = "1s",
+        with_torch: Annotated[
+            bool,
+            typer.Option("--torch", help="Measure what torch reaches per dtype, on GPUs too."),
+        ] = False,
     ) -> None:
         """Probe this machine and draft its entry for a fleet file, each figure with its origin."""
         from costmodels.catalog import device_names
@@ -38,7 +42,11 @@ def register(app: typer.Typer) -> None:
         console.detail(f"measuring for about {2 * probe_time_s:g} s")
         with console.progress() as progress:
             progress.update(f"measuring for about {2 * probe_time_s:g} s", force=True)
-            facts = probe_machine(probe_s=probe_time_s)
+            facts = probe_machine(probe_s=0.0 if with_torch else probe_time_s)
+            if with_torch:
+                from executors.profile.machine import framework_rates
+
+                facts = replace(facts, framework=framework_rates(probe_s=probe_time_s))
         text = fleet_fragment(facts, known_types=device_names())
         data = {"machine": asdict(facts), "fragment": text}
         if output is None:
