@@ -44,7 +44,7 @@ DEMANDS: dict[str, tuple[Plan, dict[str, Any]]] = {
         {"unequal_widths": False},
     ),
     "script-tied-embeddings": (plan_of(pipeline(0, 2, 4), tied=((0, 3),)), {"tied_embeddings": False}),
-    "script-zero": (plan_of((Stage(layers=(0, 4), zero=2),)), {"zero": (0, 1)}),
+    "script-zero": (plan_of((Stage(layers=(0, 4), zero=1),)), {"zero": (0, 2)}),
     "script-tensor-parallel": (plan_of((Stage(layers=(0, 4), tp=2),)), {"tensor_parallel": False}),
     "script-uneven-shares": (plan_of((Stage(layers=(0, 4), shares=(2, 1)),)), {"uneven_shares": False}),
     "script-recompute": (plan_of((Stage(layers=(0, 4), recompute=3),)), {"recompute": False}),

@@ -82,6 +82,8 @@ def test_the_data_parallel_script_learns_alike_on_unequal_ranks(tmp_path: Path) 
     assert found[0].steps() == pytest.approx(expected, rel=1e-5)
     assert expected[-1] < expected[0]
     assert "exported" in found[0].kinds()
+    tokens = [[e.data["tokens"] for e in end.events if e.kind.value == "step"] for end in found]
+    assert tokens == [[shared.tokens_per_step] * STEPS, [0] * STEPS]
     assert (tmp_path / "shared" / "lab-r0" / "model.pt").is_file()
 
 
@@ -120,6 +122,39 @@ def test_stages_that_train_nothing_are_kept_alive(tmp_path: Path) -> None:
     plan = plan_of(pipeline(0, 1, 2, 3))
     losses = trained(plan, script_in(tmp_path, FROZEN), tmp_path / "run")[0].steps()
     assert losses[2] < losses[1] < losses[0]
+
+
+COUNTING = """
+ECHELON_CAN = {"pipeline": True, "recompute": True}
+import deepspeed, torch
+from deepspeed.pipe import LayerSpec
+from torch import nn
+from executors.script import here
+
+class Counting(nn.Linear):
+    calls = 0
+    def forward(self, given):
+        self.calls += 1
+        return super().forward(given)
+
+run = here.plan()
+run.init()
+last = lambda given: 2 * given
+module = run.pipeline_module([LayerSpec(Counting, 4, 4) for _ in range(3)] + [last], nn.functional.mse_loss)
+optimiser = torch.optim.SGD(module.parameters(), lr=0.5)
+engine, *_ = deepspeed.initialize(model=module, optimizer=optimiser, config=run.ds_config())
+rows = torch.ones(2, 4)
+engine.train_batch(iter([(rows, rows)] * run.micro_batches))
+found = {int(name): layer.calls for name, layer in module.named_children() if name.isdigit()}
+expected = {i: run.micro_batches * (2 if i in run.recomputed else 1) for i in run.layers if i < 3}
+assert found == expected, (found, expected)
+assert len(run.recomputed) == run.recompute
+"""
+
+
+def test_planned_layers_are_computed_twice(tmp_path: Path) -> None:
+    stages = (Stage(layers=(0, 2), recompute=1), Stage(layers=(2, 4), recompute=2))
+    trained(plan_of(stages), script_in(tmp_path, COUNTING), tmp_path / "run")
 
 
 GROUPS = """
