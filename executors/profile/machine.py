@@ -5,19 +5,19 @@ from __future__ import annotations
 from costmodels.discover import DeviceRates, FrameworkRates
 from executors.profile.matmul import copy_bytes_per_s, sustained_rates
 from executors.profile.nvml import GpuState, gpu_states
-from policies.errors import EchelonError
+from policies.errors import InputError
 
 
 def framework_rates(*, probe_s: float) -> FrameworkRates:
     """Rates of all processors together and of each GPU, one after another.
 
     Raises:
-        EchelonError: `no-torch` where it isn't installed.
+        InputError: `no-torch` where it isn't installed.
     """
     try:
         import torch
     except ImportError as error:
-        raise EchelonError(
+        raise InputError(
             "no-torch",
             "torch is not installed here, so its rates can't be measured",
             hint="install the `train` extra, or leave `--torch` out",

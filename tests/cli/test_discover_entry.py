@@ -102,7 +102,7 @@ def test_measured_gpus_need_no_catalog(tmp_path: Path) -> None:
 def test_without_torch_it_says_so(cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     done = cli("discover", "--torch", "--probe-time", "0.002s")
-    assert done.code == 1
+    assert done.code == 3
     assert "error[no-torch]" in done.err
     assert cli("discover", "--probe-time", "0s").code == 0
 
