@@ -74,7 +74,7 @@ class Event:
         record: dict[str, Any] = {"event": self.kind.value, "time_s": self.time_s, "rank": self.rank}
         record |= {name: text for name, text in (("host", self.host), ("replica", self.replica)) if text}
         record |= self.data
-        return json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n"
+        return json.dumps(_finite(record), allow_nan=False) + "\n"
 
 
 def parse_event(line: str | bytes) -> Event:

@@ -239,7 +239,7 @@ class _Supervisor:
             argv=command.argv,
             env=dict(command.env),
             ranks=ranks_of(spec, command),
-            port=meeting_of(spec)[1] if command is spec.commands[0] else 0,
+            port=meeting_of(spec)[1] if 0 in ranks_of(spec, command) else 0,
             grace_s=self._deadlines.grace_s,
             beat_s=self._deadlines.beat_s,
             # Pipes on this machine end with the launcher; a broken network may never tell.
