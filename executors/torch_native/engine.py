@@ -163,7 +163,6 @@ class TorchEngine:
 
     def load_layer_states(self, states: Mapping[int, LayerState], step: int) -> None:
         """Continue from these states after `step` optimiser steps. Holds at least the rank's own layers."""
-        self._stage.release()
         self._updater.load(states, step)
 
     def tied_weight(self) -> torch.Tensor | None:

@@ -91,6 +91,23 @@ def test_one_process_continues_what_a_pipeline_began() -> None:
     )
 
 
+def test_states_loaded_after_an_evaluation_are_what_the_next_one_uses() -> None:
+    case = LAYOUTS["zero 3, one stage"]
+    later = continued(case, None, range(1))
+
+    def work(rank: int) -> tuple[float, float]:
+        engine = build(case, rank)
+        first = engine.evaluate()
+        engine.load_layer_states(tensors(later.states), 1)
+        second = engine.evaluate()
+        engine.close()
+        return first, second
+
+    for first, second in run_ranks(case.num_ranks, work):
+        assert first != later.evaluation
+        assert second == later.evaluation
+
+
 def test_states_of_bf16_weights_are_the_fp32_master_copies() -> None:
     case = Case(stages=stages([0, 3, 6], [[2, 2], [4]], zero=[1, 0]), dtype="bf16")
     states = continued(case, None, range(1)).states
