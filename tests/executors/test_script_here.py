@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from script_plans import RankEnd, Stage, launched, pipeline, plan_of, run_ranks,
 from costmodels.workload import Recipe
 from executors.layout import layout_of
 from executors.script import here
-from executors.script.declaration import CHOICES
+from executors.script.declaration import CHOICES, Declaration
 from planner.canonical import inputs_from_documents
 from planner.plan import Plan
 from policies.errors import InputError
@@ -308,4 +310,22 @@ def _rank(shares: tuple[int, ...], dp_i: int) -> here.PlannedRank:
     rank = object.__new__(here.PlannedRank)
     object.__setattr__(rank, "shares", shares)
     object.__setattr__(rank, "dp_i", dp_i)
+    return rank
+
+
+def test_the_manual_lists_every_key_variable_and_field(root: Path) -> None:
+    manual = (root / "docs" / "scripts.md").read_text(encoding="utf-8")
+    words = set(re.findall(r"[A-Za-z_]+", " ".join(re.findall(r"`([^`\n]+)`", manual))))
+    keys = {each.name for each in fields(Declaration)}
+    told = {each.name for each in fields(here.PlannedRank) if not each.name.startswith("_")}
+    told |= {name for name in vars(here.PlannedRank) if not name.startswith("_")}
+    assert sorted((keys | told | set(here.exported(_any_rank()))) - words) == []
+
+
+def _any_rank() -> here.PlannedRank:
+    rank = _rank((1,), 0)
+    values = {"cuts": (0, 1), "ranks": (((0,),),), "folder": Path("run")}
+    for each in fields(here.PlannedRank):
+        if each.name not in ("shares", "dp_i"):
+            object.__setattr__(rank, each.name, values.get(each.name, 0))
     return rank
