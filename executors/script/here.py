@@ -172,14 +172,14 @@ class PlannedRank:
         Raises:
             InputError: `chain-length`, `unequal-widths`.
         """
-        from executors.script.pipeline import ScriptModule
-
         if len(layer_specs) != self.num_layers:
             raise InputError(
                 "chain-length",
                 f"the script has {len(layer_specs)} layers, the plan was made for {self.num_layers}",
                 hint="count the embedding as one layer, and norm with loss head as one",
             )
+        from executors.script.pipeline import ScriptModule
+
         return ScriptModule(
             layer_specs,
             self.cuts,

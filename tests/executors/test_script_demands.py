@@ -15,12 +15,12 @@ from script_plans import NO_JOB, Stage, launched, pipeline, plan_of, script_in
 from executors import launching
 from executors.base import LaunchSpec
 from executors.ds_pipeline.executor import DeepSpeedExecutor
-from executors.launching import LaunchOptions, plan_launches
+from executors.launching import LaunchOptions, plan_launches, replacement_launch
 from executors.runfile import read_run
 from executors.script.declaration import CHOICES, Declaration
 from executors.script.demands import script_reasons
 from planner.canonical import inputs_from_documents
-from planner.plan import Plan
+from planner.plan import Failover, Plan
 from policies.errors import ExecutorFailedError
 
 ABLE: dict[str, Any] = {
@@ -169,3 +169,21 @@ def test_the_run_file_holds_the_script_whole(tmp_path: Path) -> None:
     assert spec.reports
     assert read_run(spec.folder / "run.json").file.script == script
     assert json.loads(spec.files["run.json"])["training"]["data"] == []
+
+
+def test_after_a_loss_the_script_goes_on_where_it_can(tmp_path: Path) -> None:
+    plan = plan_of(ALONE)
+    (boundary,) = plan.boundaries
+    other = plan_of(pipeline(0, 2, 4)).boundaries[0].replicas[0]
+    entries = tuple(
+        Failover(devices=("lab-1/0",), replica="lab-r0", replacement=each, tokens_per_s=1.0)
+        for each in (boundary.replicas[0], other)
+    )
+    plan = replace(plan, boundaries=(replace(boundary, failover=entries),))
+    script = script_in(tmp_path, "")
+    (launch,) = plan_launches(plan, NO_JOB, LaunchOptions(folder=tmp_path / "run", script=script))
+    again = replacement_launch(plan, launch, NO_JOB, 0, 4711)
+    assert again.spec.script == script
+    assert '"resume": true' in again.spec.files["run.json"]
+    with pytest.raises(ExecutorFailedError, match="script-pipeline"):
+        replacement_launch(plan, launch, NO_JOB, 1, 4711)
