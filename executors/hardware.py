@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,9 +39,15 @@ def probe(name: str, gpu_memory_bytes: Sequence[int] = ()) -> Machine:
 
 
 def require_hardware(
-    machine: Machine, fleet: Fleet, replica: ReplicaPlan, ranks: Sequence[Rank], *, one_machine: bool
+    machine: Machine,
+    fleet: Fleet,
+    replica: ReplicaPlan,
+    ranks: Sequence[Rank],
+    *,
+    gpu_of: Mapping[int, int],
+    one_machine: bool,
 ) -> None:
-    """The ranks of a host fit the machine.
+    """The ranks of a host fit the machine. `gpu_of` gives the position of each rank's GPU.
 
     Where one machine stands for all hosts, devices may share processors, but not memory.
 
@@ -49,7 +55,7 @@ def require_hardware(
         ExecutorFailedError: `plan-for-other-hardware`, naming everything that is missing.
     """
     faults = (
-        _gpu_faults(machine, fleet, ranks, one_machine=one_machine)
+        _gpu_faults(machine, fleet, ranks, gpu_of)
         if machine.gpu_memory_bytes
         else _cpu_faults(machine, replica, ranks, one_machine=one_machine)
     )
@@ -62,15 +68,17 @@ def require_hardware(
         )
 
 
-def _gpu_faults(machine: Machine, fleet: Fleet, ranks: Sequence[Rank], *, one_machine: bool) -> list[Fault]:
+def _gpu_faults(
+    machine: Machine, fleet: Fleet, ranks: Sequence[Rank], gpu_of: Mapping[int, int]
+) -> list[Fault]:
     held = machine.gpu_memory_bytes
     faults = []
     for rank in ranks:
-        slot = rank.rank if one_machine else rank.slot
+        slot = gpu_of[rank.rank]
         wanted = fleet.device_by_id[rank.device].memory_bytes
         if slot >= len(held):
             faults.append(
-                Fault(place=machine.name, value=f"{len(held)} GPUs", limit=f"slot {slot} for {rank.device}")
+                Fault(place=machine.name, value=f"{len(held)} GPUs", limit=f"number {slot} for {rank.device}")
             )
         elif held[slot] < wanted * (1.0 - MEMORY_TOLERANCE_FRAC):
             place = f"GPU {slot} of {machine.name}"

@@ -9,6 +9,7 @@ MANIFEST = "manifest.json"
 REPORT = "report.json"
 ADAPTER = "adapter"
 MODEL = "model"
+BASE = "base"
 
 
 def checkpoint_name(step: int) -> str:

@@ -27,10 +27,10 @@ def include_text(slots: Mapping[str, tuple[int, ...]]) -> str:
     return "@".join(f"{host}:{','.join(map(str, used))}" for host, used in slots.items())
 
 
-def slots_of(layout: Layout, *, one_machine: bool) -> dict[str, tuple[int, ...]]:
-    """Slots in use per host, in rank order. On one machine every rank is a slot of `localhost`."""
+def slots_of(layout: Layout, *, one_machine: bool, first_slot: int = 0) -> dict[str, tuple[int, ...]]:
+    """Slots in use per host, in rank order. On one machine they are slots of `localhost`."""
     if one_machine:
-        return {LOCAL_NAME: tuple(rank.rank for rank in layout.ranks)}
+        return {LOCAL_NAME: tuple(first_slot + rank.rank for rank in layout.ranks)}
     return {host: tuple(rank.slot for rank in layout.on_host(host)) for host in layout.hosts}
 
 

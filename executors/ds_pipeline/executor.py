@@ -42,7 +42,7 @@ class DeepSpeedExecutor:
         """Hostfile, configuration, plan and run file, and one runner command per host. Touches nothing."""
         inputs = inputs_from_documents(plan.inputs)
         layout = layout_of(inputs.fleet, replica)
-        slots = command.slots_of(layout, one_machine=start.one_machine)
+        slots = command.slots_of(layout, one_machine=start.one_machine, first_slot=start.first_core)
         folder = str(start.folder)
         master = (start.master_addr(layout), start.port)
         files = {

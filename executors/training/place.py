@@ -11,7 +11,7 @@ from executors.layout import Layout, Rank
 from executors.pinning import pin
 from executors.runfile import Run
 from planner.execution import DEEPSPEED
-from policies.errors import InputError
+from policies.errors import ExecutorFailedError, InputError
 
 if TYPE_CHECKING:
     import torch
@@ -41,11 +41,22 @@ def local_rank_of(run: Run, me: Rank) -> int:
     return me.rank if run.file.one_machine else me.local_rank
 
 
+def gpu_index_of(run: Run, me: Rank) -> int:
+    """Which of the GPUs that torch sees is the rank's.
+
+    The `deepspeed` runner shows a process the GPUs of its replica alone, in the order of their slots.
+    """
+    if run.replica.executor == DEEPSPEED:
+        return local_rank_of(run, me)
+    return run.file.first_core + me.rank if run.file.one_machine else me.slot
+
+
 def device_of(run: Run, me: Rank) -> torch.device:
     """The device that this rank computes on; a GPU becomes the current one.
 
     Raises:
         InputError: `no-accelerator`.
+        ExecutorFailedError: `plan-for-other-hardware`.
     """
     import torch
 
@@ -57,7 +68,13 @@ def device_of(run: Run, me: Rank) -> torch.device:
                 f"device {me.device} should be a GPU, and torch finds none here",
                 hint="check the driver with nvidia-smi, or launch with `--accelerator cpu`",
             )
-        index = local_rank_of(run, me) % torch.cuda.device_count()
+        index = gpu_index_of(run, me)
+        if index >= torch.cuda.device_count():
+            raise ExecutorFailedError(
+                "plan-for-other-hardware",
+                f"device {me.device} should be GPU {index} here, and torch finds {torch.cuda.device_count()}",
+                hint="describe the hosts as they are (`echelon discover`) and solve again",
+            )
         torch.cuda.set_device(index)
         return torch.device("cuda", index)
     return torch.device("cpu")

@@ -13,8 +13,9 @@ import torch
 import torch.distributed as dist
 
 from executors import events
+from executors.hardware import probe, require_hardware
 from executors.layout import Layout, Rank
-from executors.run_folder import ADAPTER, CHECKPOINTS, MODEL, REPORT
+from executors.run_folder import ADAPTER, BASE, CHECKPOINTS, MODEL, REPORT
 from executors.runfile import Run
 from executors.torch_native.virtual import held_layers
 from executors.training.batches import Batches
@@ -22,10 +23,10 @@ from executors.training.chain import Chain
 from executors.training.checkpoint import Checkpoints
 from executors.training.clock import StepClock
 from executors.training.engine import Engine
-from executors.training.export import write_adapter, write_model
+from executors.training.export import write_adapter, write_base, write_model
 from executors.training.loop import Emit, Loop, Progress
 from executors.training.model_spec import ModelSpec, model_spec
-from executors.training.place import device_of, join_group
+from executors.training.place import device_of, gpu_index_of, join_group
 from executors.training.prepare import prepare_text
 from executors.training.recompute import recomputed_layers
 from executors.training.report import build_report, history, rank_summary
@@ -41,6 +42,7 @@ def train(run: Run, layout: Layout, me: Rank, emit: Emit) -> None:
     """
     torch.set_num_threads(run.training.threads_per_device or 1)
     device = device_of(run, me)
+    _require_hardware(run, layout, me, device)
     spec = model_spec(run.inputs.workload, run.training)
     reads_text = me.stage in (0, len(run.replica.stages) - 1)
     batches = _batches(run, spec) if reads_text else None
@@ -74,6 +76,22 @@ def train(run: Run, layout: Layout, me: Rank, emit: Emit) -> None:
         _write_report(run, layout, summaries, progress, exported)
     dist.barrier()
     engine.close()
+
+
+def _require_hardware(run: Run, layout: Layout, me: Rank, device: torch.device) -> None:
+    """The ranks of this host find the devices that the plan counts on."""
+    one_machine = run.file.one_machine
+    ranks = layout.ranks if one_machine else layout.on_host(me.host)
+    gpus = range(torch.cuda.device_count() if device.type == "cuda" else 0)
+    machine = probe("this machine" if one_machine else me.host, [torch.cuda.mem_get_info(i)[1] for i in gpus])
+    require_hardware(
+        machine,
+        run.inputs.fleet,
+        run.replica,
+        ranks,
+        gpu_of={rank.rank: gpu_index_of(run, rank) for rank in ranks},
+        one_machine=one_machine,
+    )
 
 
 def _batches(run: Run, spec: ModelSpec) -> Batches:
@@ -181,6 +199,9 @@ def _export(run: Run, chain: Chain, checkpoints: Checkpoints, emit: Emit) -> dic
     folder = run.folder / kind
     shutil.rmtree(folder, ignore_errors=True)
     write(folder, chain.spec, states, about)
+    if not chain.spec.full and chain.spec.start is None:
+        # Nobody could load an adapter whose base is random weights that are nowhere.
+        write_base(run.folder / BASE, chain.spec, about)
     emit(events.exported(0, folder=str(folder)))
     return {"kind": kind, "path": kind}
 
