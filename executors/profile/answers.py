@@ -110,4 +110,5 @@ def _spans(value: Mapping[str, Any]) -> LayerSpans:
         micro_batches=value["micro_batches"],
         forward=way("forward"),
         backward=way("backward"),
+        lost_s=tuple(value.get("lost_s", ())),
     )

@@ -22,6 +22,7 @@ from executors.profile.memory import forget_peak, held_bytes, peak_bytes
 from executors.profile.plans import ClockedChain, even_cuts, made_up_replica
 from executors.profile.sizes import layer_bytes
 from executors.profile.spans import LayerSpans, best_steps
+from executors.profile.waiting import Waiting
 from executors.training.chain import Chain
 from executors.training.clock import Kind
 from executors.training.model_spec import ModelSpec
@@ -214,12 +215,15 @@ def _timed(engine: Any, clock: LayerClock, order: RankOrder, size: int, device: 
     for step in range(order.warm_up_steps):
         engine.train_step(step, LEARNING_RATE)
     clock.running = True
-    step_s, cpu_s, others = [], [], []
+    step_s, cpu_s, lost_s, others = [], [], [], []
+    waiting = Waiting()
     for step in range(order.warm_up_steps, order.warm_up_steps + order.steps):
         _finish(device)
+        waiting.taken_s()
         wall_s, thread_s = time.perf_counter(), time.thread_time()
         engine.train_step(step, LEARNING_RATE)
         _finish(device)
+        lost_s.append(waiting.taken_s())
         step_s.append(time.perf_counter() - wall_s)
         cpu_s.append(time.thread_time() - thread_s if device.type == "cpu" else step_s[-1])
         taken = clock.take_others()
@@ -227,7 +231,9 @@ def _timed(engine: Any, clock: LayerClock, order: RankOrder, size: int, device: 
     return Steps(
         step_s=tuple(step_s),
         cpu_s=tuple(cpu_s),
-        spans=clock.take(micro_batch_size=size, micro_batches=order.micro_batches),
+        spans=replace(
+            clock.take(micro_batch_size=size, micro_batches=order.micro_batches), lost_s=tuple(lost_s)
+        ),
         others=tuple(others),
     )
 

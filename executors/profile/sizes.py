@@ -14,7 +14,7 @@ from executors.profile.layers import LayerBytes
 from executors.training.chain import token_loss
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):  # type: ignore[misc]
     """Counts the bytes of tensors that come and go while it is active, those of `ignore` left out."""
 
     def __init__(self) -> None:

@@ -27,13 +27,15 @@ class LayerSpans:
     """What one rank's layers took, the micro-batches of all steps in order of time.
 
     `micro_batch_size` are the sequences of a micro-batch on this rank, `micro_batches` those of a step. Both
-    mappings go from a layer's position in the chain to one entry per micro-batch.
+    mappings go from a layer's position in the chain to one entry per micro-batch. `lost_s` are the seconds of
+    each step in which another process had the core, where that is known.
     """
 
     micro_batch_size: int
     micro_batches: int
     forward: Mapping[int, Sequence[Span]]
     backward: Mapping[int, Sequence[Span]]
+    lost_s: Sequence[float] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,14 +71,17 @@ def layer_seconds(spans: LayerSpans) -> LayerSeconds:
 def wall_per_cpu(several: Sequence[LayerSpans]) -> float:
     """By how much the wall clock runs ahead of CPU seconds on cores of this kind, at best.
 
-    1 on a core of one's own, more where it is throttled, shared for good, or handed out in slices. Quotas
-    count in periods of a tenth of a second or so, which a short step may slip through: what counts is the
-    smallest ratio of any window of consecutive steps that lasts two seconds or more.
+    1 on a core of one's own, more where it is throttled or stopped at times. What another process took is
+    left out, since it may not be there when the plan runs. Quotas count in periods of a tenth of a second or
+    so, which a short step may slip through: what counts is the smallest ratio of any window of consecutive
+    steps that lasts two seconds or more.
     """
     ratios: list[float] = []
     for spans in several:
         tables = _tables(spans)
         wall_K, cpu_K = (sum(table[clock].sum(axis=1) for table in tables.values()) for clock in (0, 1))
+        if len(spans.lost_s) == len(wall_K):
+            wall_K = np.maximum(wall_K - np.asarray(spans.lost_s), cpu_K)
         begin = 0
         for end in range(1, len(wall_K) + 1):
             window = slice(begin, end)

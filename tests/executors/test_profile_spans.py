@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from executors.profile.links import curve_of, slowest_curve
 from executors.profile.merging import merge
 from executors.profile.plans import chosen_layers, even_cuts, training_bytes
 from executors.profile.spans import LayerSpans, best_steps, by_kind, layer_seconds, wall_per_cpu
+from executors.profile.waiting import Waiting, throttled_s
 from policies.errors import InputError
 
 LAYERS = (0, 1, 2, 4)
@@ -291,3 +293,31 @@ def test_documents_of_another_kind_are_refused() -> None:
     assert caught.value.code == "profile-incomplete"
     with pytest.raises(InputError):
         merge(WORKLOAD, [document("a", 0, [])])
+
+
+def test_what_other_processes_took_is_left_out() -> None:
+    """A core shared with another process through all steps, and one that stops every now and then."""
+    shared = spans_of(EVEN, wall=3.0)
+    wall_K = COUNT * 3.0 * sum(sum(pair) for pair in EVEN.values())
+    lost = replace(shared, lost_s=(2.0 / 3.0 * wall_K,) * 8)
+    assert wall_per_cpu([lost]) == pytest.approx(1.0)
+    partly = replace(shared, lost_s=(1.0 / 3.0 * wall_K,) * 8)
+    assert wall_per_cpu([partly]) == pytest.approx(2.0)
+    assert wall_per_cpu([replace(shared, lost_s=(9.0 * wall_K,) * 8)]) == 1.0
+
+
+def test_waiting_is_counted_without_what_a_quota_explains(tmp_path: Path) -> None:
+    schedstat, cpu_stat = tmp_path / "schedstat", tmp_path / "cpu.stat"
+    schedstat.write_text("900 1000000000 5\n", encoding="ascii")
+    cpu_stat.write_text("usage_usec 7\nthrottled_usec 250000\n", encoding="ascii")
+    waiting = Waiting(schedstat, cpu_stat)
+    schedstat.write_text("950 4000000000 6\n", encoding="ascii")
+    assert waiting.taken_s() == pytest.approx(3.0)
+    schedstat.write_text("950 5000000000 6\n", encoding="ascii")
+    cpu_stat.write_text("usage_usec 9\nthrottled_usec 850000\n", encoding="ascii")
+    assert waiting.taken_s() == pytest.approx(0.4)
+    cpu_stat.write_text("throttled_usec 9850000\n", encoding="ascii")
+    assert waiting.taken_s() == 0.0
+    nothing = Waiting(tmp_path / "none", tmp_path / "none")
+    assert nothing.taken_s() == 0.0
+    assert throttled_s(None) == 0.0

@@ -1,0 +1,58 @@
+"""How long this thread was ready to run while something else had its core. Linux; elsewhere nothing is known.
+
+The kernel counts time on the run queue (`/proc/thread-self/schedstat`, second figure, nanoseconds). A quota
+of the own control group keeps threads waiting there too: that is no disturbance but how fast the core
+is, so it is taken off again (`throttled_usec` in `cpu.stat` of cgroup version 2).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+SCHEDSTAT = Path("/proc/thread-self/schedstat")
+OWN_GROUP = Path("/proc/self/cgroup")
+GROUPS = Path("/sys/fs/cgroup")
+
+
+class Waiting:
+    """Seconds lost to others since the last question, for the thread that asks."""
+
+    def __init__(self, schedstat: Path = SCHEDSTAT, cpu_stat: Path | None = None) -> None:
+        self._schedstat = schedstat
+        self._cpu_stat = cpu_stat if cpu_stat is not None else own_cpu_stat()
+        self._before = self._now()
+
+    def taken_s(self) -> float:
+        """Seconds on the run queue that no quota explains; 0 where the system doesn't tell."""
+        before, self._before = self._before, self._now()
+        queued_s, throttled_s = (now - then for now, then in zip(self._before, before, strict=True))
+        return max(0.0, queued_s - throttled_s)
+
+    def _now(self) -> tuple[float, float]:
+        try:
+            queued_s = int(self._schedstat.read_text(encoding="ascii").split()[1]) / 1e9
+        except (OSError, ValueError, IndexError):
+            queued_s = 0.0
+        return queued_s, throttled_s(self._cpu_stat)
+
+
+def own_cpu_stat() -> Path | None:
+    """The statistics of this process's control group, version 2."""
+    try:
+        lines = OWN_GROUP.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    own = next((line[3:] for line in lines if line.startswith("0::")), None)
+    return None if own is None else GROUPS / own.lstrip("/") / "cpu.stat"
+
+
+def throttled_s(cpu_stat: Path | None) -> float:
+    """Seconds for which the control group's threads were kept from running by its quota."""
+    if cpu_stat is None:
+        return 0.0
+    try:
+        lines = cpu_stat.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0.0
+    found = next((line.split()[1] for line in lines if line.startswith("throttled_usec ")), "0")
+    return int(found) / 1e6
