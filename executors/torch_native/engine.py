@@ -150,7 +150,6 @@ class TorchEngine:
                     total += self._evaluate_rows(rows_BT)
                 k += 1
         self._stage.module.train()
-        self._stage.release()
         if self._me.tp_i != 0:
             total.zero_()
         dist.all_reduce(total)

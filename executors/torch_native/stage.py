@@ -70,12 +70,6 @@ class Stage:
     trained: tuple[Trained, ...]
     head_is_cut: bool
 
-    def release(self) -> None:
-        """Drop gathered weights, so that the next pass gathers what the shards hold by then."""
-        for module in self.module.modules():
-            if hasattr(module, "reshard"):
-                module.reshard()
-
 
 def build_stage(
     chain: Any,

@@ -42,7 +42,6 @@ def run_ranks(
     port = free_port()
     processes, ends = [], []
     # Objects of the parent are left alone by the ranks' garbage collectors, so their pages stay shared.
-    gc.collect()
     gc.freeze()
     for rank in range(num_ranks):
         mine, theirs = context.Pipe(duplex=False)

@@ -11,9 +11,9 @@ from planner.training import PipelineSchedule
 pytestmark = pytest.mark.deepspeed
 
 UNEQUAL = {
-    "2-1": Case(stages=stages([0, 3, 6], [[2, 2], [4]])),
+    "2-1": Case(stages=stages([0, 3, 6], [[2, 2], [4]]), micro_batches=4),
     "1-2": Case(stages=stages([0, 2, 6], [[4], [3, 1]])),
-    "1-2-1": Case(stages=stages([0, 1, 4, 6], [[4], [1, 3], [4]])),
+    "1-2-1": Case(stages=stages([0, 1, 4, 6], [[4], [1, 3], [4]]), micro_batches=4),
     "3-1": Case(stages=stages([0, 4, 6], [[2, 1, 1], [4]])),
     "3-2": Case(stages=stages([0, 3, 6], [[1, 2, 2], [3, 2]]), micro_batches=3),
     "fewer micro-batches than stages": Case(stages=stages([0, 1, 3, 6], [[2], [1, 1], [2]]), micro_batches=2),
@@ -22,10 +22,10 @@ UNEQUAL = {
 }
 STRATEGIES = {
     "zero 1": Case(stages=stages([0, 3, 6], [[2, 2], [3, 1]], zero=[1, 1])),
-    "zero 2": Case(stages=stages([0, 3, 6], [[4], [1, 2, 1]], zero=[0, 2])),
-    "zero 3": Case(stages=stages([0, 3, 6], [[2, 2], [3, 1]], zero=[3, 3])),
+    "zero 2": Case(stages=stages([0, 3, 6], [[4], [1, 2, 1]], zero=[0, 2]), micro_batches=3),
+    "zero 3": Case(stages=stages([0, 3, 6], [[2, 2], [3, 1]], zero=[3, 3]), micro_batches=3),
     "zero 3, one stage, recomputed": Case(stages=stages([0, 6], [[3, 1]], zero=[3], recompute=[4])),
-    "recomputed": Case(stages=stages([0, 3, 6], [[2, 2], [4]], recompute=[2, 3])),
+    "recomputed": Case(stages=stages([0, 3, 6], [[4], [4]], recompute=[2, 3]), micro_batches=3),
     "gpipe": Case(stages=stages([0, 3, 6], [[2, 2], [4]]), training=job(pipeline=PipelineSchedule.GPIPE)),
     "no clipping": Case(stages=stages([0, 3, 6], [[4], [4]]), training=job(clip_norm=0.0)),
 }

@@ -38,13 +38,13 @@ INTERLEAVED, ZERO_BUBBLE = PipelineSchedule.INTERLEAVED, PipelineSchedule.ZERO_B
 def case(schedule: PipelineSchedule, cuts: list[int], shares: list[list[int]], **settings: Any) -> Case:
     """Stages under a schedule of the library; settings of stages are lists."""
     of_stages = {name: settings.pop(name) for name in ("zero", "recompute") if name in settings}
-    settings.setdefault("micro_batches", 4)
+    settings.setdefault("micro_batches", 2)
     return Case(stages=stages(cuts, shares, **of_stages), training=job(pipeline=schedule), **settings)
 
 
 CASES = {
     "interleaved, tied, zero 1": case(
-        INTERLEAVED, [0, 3, 6], [[3, 1], [3, 1]], zero=[1, 0], model="qwen3"
+        INTERLEAVED, [0, 3, 6], [[3, 1], [3, 1]], zero=[1, 0], model="qwen3", micro_batches=4
     ),
     "interleaved, three stages": case(
         INTERLEAVED, [0, 2, 4, 6], [[4], [4], [4]], micro_batches=3, recompute=[0, 2, 1]

@@ -126,7 +126,7 @@ class Case:
     """A model, a plan for it and how it is trained."""
 
     stages: tuple[StageCase, ...]
-    micro_batches: int = 3
+    micro_batches: int = 2
     model: str = "llama"
     dtype: str = "fp32"
     adapter_rank: int = 0
