@@ -152,6 +152,7 @@ def test_sizes_are_those_of_one_sequence_and_agree_with_the_planner(rank: int) -
         assert found[i].output_bytes == (0.0 if i == 3 else hidden_bytes)
         assert found[i].input_bytes == (48 * 8 if i == 0 else hidden_bytes)
         assert found[i].activation_bytes == pytest.approx(less[i].activation_bytes, rel=0.02)
+    assert found[0].activation_bytes == workload.layers[0].activation_bytes_per_token * 48
     counted = workload.layers[1].activation_bytes_per_token * 48
     assert found[2].activation_bytes == counted, "what a block keeps follows from its architecture"
     assert found[1].activation_bytes == pytest.approx(counted, rel=0.1), "the first makes all angles"
