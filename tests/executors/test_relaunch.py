@@ -6,7 +6,7 @@ import os
 import random
 import signal
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +48,12 @@ QUIET = Behaviour(steps=40, checkpoint_every=4)
 
 @dataclass(slots=True)
 class Launch:
-    """One run with failover: replacements behave well unless `again` says otherwise."""
+    """One run with failover: start number k behaves as `then[k]` says, else as `again` does."""
 
     folder: Path
     plan: Plan = PLAN
     again: Behaviour = QUIET
+    then: dict[int, Behaviour] = field(default_factory=dict)
     react: Callable[[Event], None] = lambda event: None
     prepared: list[dict[str, Any]] = field(default_factory=list)
     heard: Heard = field(default_factory=Heard)
@@ -72,7 +73,7 @@ class Launch:
 
     def prepare(self, replica: ReplicaPlan, **about: Any) -> LaunchSpec:
         self.prepared.append(about)
-        return spec_of(replica, self.folder, self.again)
+        return spec_of(replica, self.folder, self.then.get(about["attempt"], self.again))
 
 
 def test_a_lost_rank_is_replaced_from_the_newest_checkpoint(tmp_path: Path) -> None:
@@ -118,6 +119,16 @@ def test_losses_add_up_until_nothing_fits(tmp_path: Path) -> None:
     assert "not resumed: failover entry 0 uses a/1, lost as well; " in lost.message
     assert lost.message.endswith("failover entry 2 uses c/0, lost as well")
     assert [event.data["lost"] for event in launch.heard.of(Kind.FAILOVER)] == [["a/0"], ["a/0", "a/1"]]
+
+
+def test_a_loss_before_the_next_checkpoint_resumes_from_the_same_one(tmp_path: Path) -> None:
+    dies = replace(QUIET, rank=0, at=10, how="kill")
+    launch = Launch(tmp_path, then={2: replace(dies, at=9)})
+    (finished,) = launch.run(spec_of(FIRST, tmp_path, dies)).replicas
+    assert (finished.status, finished.attempt) == (Status.FINISHED, 3)
+    first, second = (event.data for event in launch.heard.of(Kind.FAILOVER))
+    assert (first["resumed_step"], first["lost_steps"]) == (8, 2)
+    assert (second["resumed_step"], second["lost_steps"]) == (8, 1)
 
 
 def test_a_lost_host_takes_its_idle_devices_along(tmp_path: Path) -> None:
