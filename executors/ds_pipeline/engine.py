@@ -158,6 +158,10 @@ class DeepSpeedEngine:
         optimiser = build_optimiser(module.named_parameters(), self.training)
         engine, *_ = deepspeed.initialize(model=module, optimizer=optimiser, config=self.config)
         restart_counters(engine)
+        self.trained = [p for p in engine.module.parameters() if p.requires_grad]
+        if not self.shards:
+            # `_clip` comes first. DeepSpeed's helper would do it again, with the norm of the first stage alone.
+            engine.clip_fp32_gradients = _nothing
         return engine
 
     def _require_plan(self, engine: Any) -> None:
@@ -199,11 +203,11 @@ class DeepSpeedEngine:
     def _clip(self) -> float:
         """Global gradient norm over all stages; gradients are scaled down to the limit.
 
-        Without ZeRO and 16-bit weights DeepSpeed keeps no norm, and clips only through its own helper.
+        Without ZeRO and 16-bit weights DeepSpeed keeps no norm of all stages.
         """
-        trained = [p for _, p in self.engine.module.named_parameters() if p.grad is not None]
-        own = (p for p in trained if not getattr(p, "ds_pipe_replicated", False))
-        squares = sum((p.grad.float().square().sum() for p in own), torch.zeros((), device=self.device))
+        trained = [p for p in self.trained if p.grad is not None]
+        own = [p.grad for p in trained if not getattr(p, "ds_pipe_replicated", False)]
+        squares = nn.utils.get_total_norm(own).square().to(self.device)
         if self.pipelined:
             dist.all_reduce(squares, group=self.engine.grid.get_model_parallel_group())
         norm = float(squares.sqrt())
@@ -328,6 +332,10 @@ def _timed(clock: Clock, kind: Kind, execute: Callable[..., Any]) -> Callable[..
             return execute(engine, *args, **kwargs)
 
     return run
+
+
+def _nothing() -> None:
+    """Stands where DeepSpeed would do what is done already."""
 
 
 def _inner(layer: nn.Module) -> nn.Module:
