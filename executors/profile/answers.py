@@ -88,7 +88,7 @@ def rank_answer_from_json(value: Mapping[str, Any]) -> RankAnswer:
     return RankAnswer(
         **{
             **value,
-            "spans": tuple(_spans(each) for each in value["spans"]),
+            "spans": tuple(spans_from_json(each) for each in value["spans"]),
             "sizes": {int(i): LayerBytes(**each) for i, each in value["sizes"].items()},
             "links": {int(r): {int(b): s for b, s in timed.items()} for r, timed in value["links"].items()},
             "step_s": {int(size): seconds for size, seconds in value["step_s"].items()},
@@ -101,7 +101,9 @@ def executor_answer_from_json(value: Mapping[str, Any]) -> ExecutorAnswer:
     return ExecutorAnswer(**{**value, "layers": tuple(value["layers"])})
 
 
-def _spans(value: Mapping[str, Any]) -> LayerSpans:
+def spans_from_json(value: Mapping[str, Any]) -> LayerSpans:
+    """Spans with the layers' positions as numbers again."""
+
     def way(name: str) -> dict[int, list[tuple[float, float]]]:
         return {int(i): [(wall, cpu) for wall, cpu in entries] for i, entries in value[name].items()}
 

@@ -122,9 +122,13 @@ class LayerClock:
             kind: {i: [] for i in layers} for kind in (Kind.FORWARD, Kind.BACKWARD)
         }
         for one in self._passes:
-            for i, span in self._cut(one, layers).items():
+            for i, span in self._cut(one).items():
                 ways[one.kind][i].append(span)
         self._passes.clear()
+        for i in layers:
+            # Layers before the first trained weight have no backward pass.
+            missing = len(ways[Kind.FORWARD][i]) - len(ways[Kind.BACKWARD][i])
+            ways[Kind.BACKWARD][i] += [(0.0, 0.0)] * missing
         return LayerSpans(
             micro_batch_size=micro_batch_size,
             micro_batches=micro_batches,
@@ -152,23 +156,26 @@ class LayerClock:
         if self._open is not None and self._open[0] is Kind.BACKWARD:
             self._open[1].append((layer_i, self._watch.mark()))
 
-    def _cut(self, one: _Pass, layers: list[int]) -> dict[int, Span]:
-        """Seconds of each layer in a pass; a layer whose border wasn't passed took none."""
-        spans = dict.fromkeys(layers, (0.0, 0.0))
-        last = layers[-1]
+    def _cut(self, one: _Pass) -> dict[int, Span]:
+        """Seconds of each layer in a pass, with what comes before the first border and after the last one.
+
+        In backward the first border is the gradient of the last layer's own output: it ends the loss alone,
+        which counts with that layer.
+        """
+        spans: dict[int, Span] = {}
         begin = one.begin
         if one.kind is Kind.FORWARD:
-            for i, mark in one.borders:
-                end = one.end if i == last else mark
+            for position, (i, mark) in enumerate(one.borders):
+                end = one.end if position == len(one.borders) - 1 else mark
                 spans[i] = self._watch.between(begin, end)
                 begin = mark
             return spans
-        # The gradient of layer i's output ends the backward pass of layer i + 1; that of the last one only
-        # ends the loss, which counts with it.
-        current = last
+        current: int | None = None
         for i, mark in one.borders:
-            if i != last:
+            if current is not None:
                 spans[current] = self._watch.between(begin, mark)
-                begin, current = mark, i
-        spans[current] = self._watch.between(begin, one.end)
+                begin = mark
+            current = i
+        if current is not None:
+            spans[current] = self._watch.between(begin, one.end)
         return spans

@@ -190,7 +190,7 @@ def _engine(
     )
     batches = [_tokens(chain, size, seed) for seed in range(NUM_BATCHES)]
     common: dict[str, Any] = {
-        "chain": ClockedChain(chain, order.chosen, clock),
+        "chain": ClockedChain(chain, clock, order.chosen),
         "replica": replica,
         "layout": layout,
         "rank": rank,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from costmodels.workload import Workload
@@ -40,47 +39,38 @@ def training_bytes(workload: Workload, layers: Sequence[int], micro_batch_size: 
     return total
 
 
-@dataclass(frozen=True)
 class ClockedChain:
-    """Some layers of a chain as a chain of their own, each watched by a clock as it is built."""
+    """A chain whose layers a clock watches, each as it is built; some of its layers, or all.
 
-    chain: Any
-    chosen: Sequence[int]
-    clock: LayerClock
+    Whatever else is asked of it, the chain itself answers.
+    """
 
-    @property
-    def spec(self) -> Any:
-        """The model."""
-        return self.chain.spec
-
-    @property
-    def config(self) -> Any:
-        """Its transformers configuration."""
-        return self.chain.config
-
-    @property
-    def num_layers(self) -> int:
-        """Layers of this chain."""
-        return len(self.chosen)
-
-    @property
-    def tied(self) -> tuple[int, int] | None:
-        """The layers that share a weight."""
-        return None if self.chain.tied is None else (0, self.num_layers - 1)
+    def __init__(self, chain: Any, clock: LayerClock, chosen: Sequence[int] | None = None) -> None:
+        self._chain, self._clock = chain, clock
+        self._chosen = tuple(range(chain.num_layers)) if chosen is None else tuple(chosen)
+        self.num_layers = len(self._chosen)
+        self.tied = None if chain.tied is None else (0, self.num_layers - 1)
 
     def build(self, layer_i: int) -> Any:
         """A layer, watched."""
-        return self.clock.attach(layer_i, self.chain.build(self.chosen[layer_i]))
+        return self._clock.attach(layer_i, self._chain.build(self._chosen[layer_i]))
 
     def tied_parameter(self, layer_i: int) -> str | None:
         """As the whole chain's."""
-        name: str | None = self.chain.tied_parameter(self.chosen[layer_i])
+        name: str | None = self._chain.tied_parameter(self._chosen[layer_i])
         return name
 
     def checkpoint_name(self, layer_i: int, parameter_name: str) -> str:
         """As the whole chain's."""
-        name: str = self.chain.checkpoint_name(self.chosen[layer_i], parameter_name)
+        name: str = self._chain.checkpoint_name(self._chosen[layer_i], parameter_name)
         return name
+
+    def without_weights(self, layer_i: int) -> Any:
+        """As the whole chain's."""
+        return self._chain.without_weights(self._chosen[layer_i])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._chain, name)
 
 
 def even_cuts(num_layers: int, num_stages: int) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +25,7 @@ from executors.profile.matmul import copy_bytes_per_s, matmul_flop_per_s, sustai
 from executors.profile.measuring import measure_executor, measure_layers, outside_s  # noqa: E402
 from executors.profile.merging import merge  # noqa: E402
 from executors.profile.plans import ClockedChain  # noqa: E402
+from executors.profile.reported import NUM_KEPT, KeptSteps, profile_from_ranks  # noqa: E402
 from executors.profile.sizes import LiveBytes, layer_bytes  # noqa: E402
 from executors.training.chain import Chain, token_loss  # noqa: E402
 from executors.training.clock import Kind, StepClock  # noqa: E402
@@ -78,7 +80,7 @@ def test_every_layer_gets_its_part_of_each_pass(rank: int) -> None:
     """
     chain = Chain(spec_of("llama", rank=rank))
     clock = LayerClock(Ticks())
-    clocked = ClockedChain(chain, ALL, clock)
+    clocked = ClockedChain(chain, clock)
     layers = [clocked.build(i) for i in range(clocked.num_layers)]
     passes(clock, layers, batch())
     spans = clock.take(micro_batch_size=2, micro_batches=1)
@@ -94,7 +96,7 @@ def test_seconds_of_layers_add_up_to_those_of_the_passes() -> None:
     chain = Chain(spec_of("llama"))
     whole = StepClock()
     clock = LayerClock(inner=whole)
-    clocked = ClockedChain(chain, (0, 2, 3), clock)
+    clocked = ClockedChain(chain, clock, (0, 2, 3))
     layers = [clocked.build(i) for i in range(clocked.num_layers)]
     for _ in range(3):
         passes(clock, layers, batch())
@@ -108,7 +110,7 @@ def test_seconds_of_layers_add_up_to_those_of_the_passes() -> None:
 def test_watching_changes_nothing_and_can_pause() -> None:
     chain, tokens = Chain(spec_of("llama")), batch()
     clock = LayerClock()
-    clocked = ClockedChain(chain, ALL, clock)
+    clocked = ClockedChain(chain, clock)
     watched, plain = [clocked.build(i) for i in ALL], [chain.build(i) for i in ALL]
     clock.running = False
     assert passes(clock, watched, tokens) == passes(LayerClock(), plain, tokens)
@@ -264,6 +266,52 @@ def test_a_measured_machine_plans_for_both_executors(tmp_path: Path) -> None:
         assert replica.executor == executor
         step_s[executor] = replica.step_time_s
     assert step_s["deepspeed"] >= step_s["torch"]
+
+
+def test_a_run_keeps_its_best_steps_and_is_a_profile_afterwards() -> None:
+    """Two stages of one chain on two kinds of devices; stage 1 begins with a block."""
+    spec = spec_of("llama")
+    workload, chain = workload_of(spec), Chain(spec)
+    documents = []
+    for name, part in (("old", (0, 1, 2, 3)), ("new", (0, 1, 3))):
+        clock = LayerClock()
+        clocked = ClockedChain(chain, clock, part)
+        layers = [clocked.build(i) for i in range(clocked.num_layers)]
+        kept = KeptSteps(clock, micro_batch_size=2, micro_batches=2)
+        for _ in range(NUM_KEPT + 3):
+            begin_s = time.thread_time()
+            for _ in range(2):
+                passes(clock, layers, batch())
+            kept.step_done(time.thread_time() - begin_s)
+        document = json.loads(json.dumps(kept.document()))
+        assert len(document["forward"]["1"]) == 2 * NUM_KEPT
+        assert document["outside_s"] >= 0.0
+        for way in ("forward", "backward"):
+            document[way] = {part[int(i)]: entries for i, entries in document[way].items()}
+        documents.append((name, document))
+    profile = profile_from_ranks(workload, documents, executor="deepspeed")
+    assert set(profile.times) == {"old", "new"}
+    assert profile.executors["deepspeed"].blocking_transfers
+    assert (profile.times["new"][1].forward_s_ML > 0.0).all()
+
+
+def test_chunks_of_a_virtual_pipeline_are_cut_on_their_own() -> None:
+    """A rank with layers 0 and 2: each chunk's pass begins and ends with itself."""
+    chain = Chain(spec_of("llama"))
+    clock = LayerClock(Ticks())
+    clocked = ClockedChain(chain, clock)
+    first, second = clocked.build(0), clocked.build(2)
+    with clock.span(Kind.FORWARD, 0):
+        hidden = first(batch()[:, :-1])
+    with clock.span(Kind.FORWARD, 0):
+        output = second(hidden.detach().requires_grad_())
+    with clock.span(Kind.BACKWARD, 0):
+        output.sum().backward()
+    with clock.span(Kind.BACKWARD, 0):
+        hidden.sum().backward()
+    spans = clock.take(micro_batch_size=2, micro_batches=1)
+    assert {i: [wall for wall, _ in entries] for i, entries in spans.forward.items()} == {0: [2.0], 2: [2.0]}
+    assert {i: [wall for wall, _ in entries] for i, entries in spans.backward.items()} == {0: [2.0], 2: [2.0]}
 
 
 def fleet_of(profile: Any) -> Fleet:
