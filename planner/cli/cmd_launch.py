@@ -71,6 +71,9 @@ Port = Annotated[
     int | None,
     typer.Option("--port", min=1024, max=65535, help="Where ranks meet; the next ones for more replicas."),
 ]
+Where = Annotated[Accelerator, typer.Option("--accelerator", help="Where devices compute.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print files and commands; start nothing.")]
 OnLoss = Annotated[
     bool, typer.Option("--failover/--no-failover", help="Go on with the plan's replacement after a loss.")
 ]
@@ -96,14 +99,10 @@ def register(app: typer.Typer) -> None:
         replica: Replica = None,
         executor: ExecutorName = None,
         port: Port = None,
-        accelerator: Annotated[
-            Accelerator, typer.Option("--accelerator", help="Where devices compute.")
-        ] = Accelerator.AUTO,
-        resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+        accelerator: Where = Accelerator.AUTO,
+        resume: Resume = False,
         failover: OnLoss = True,
-        dry_run: Annotated[
-            bool, typer.Option("--dry-run", help="Print files and commands; start nothing.")
-        ] = False,
+        dry_run: DryRun = False,
     ) -> None:
         """Carry a plan out as it stands, through the `deepspeed` runner or rank by rank with torch.
 
