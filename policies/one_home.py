@@ -14,10 +14,14 @@ import hashlib
 import importlib.util
 import sys
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from policies.errors import EchelonError
+
+if TYPE_CHECKING:
+    # Every process calls the guard first; this import would be most of what that takes.
+    from importlib import metadata
 
 PACKAGES = ("policies", "costmodels", "planner", "executors")
 
