@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from agents import Agent, python, said, spec_in
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from executors import events
@@ -194,6 +194,7 @@ def test_an_agent_without_any_input_ends(stack: ExitStack) -> None:
     assert agent.events == []
 
 
+@settings(max_examples=50)
 @given(
     st.builds(
         AgentSpec,

@@ -155,10 +155,10 @@ def test_silence_of_the_launcher_ends_everything(mark: str, tmp_path: Path) -> N
 
 
 def test_beats_of_the_launcher_keep_it_going(mark: str, tmp_path: Path) -> None:
-    agent, _ = tree(tmp_path, silence_s=2.0, beat_s=0.1)
+    agent, _ = tree(tmp_path, silence_s=1.5, beat_s=0.1)
     for _ in range(3):
         heard = len(agent.beats)
-        agent.until_beat(lambda heard=heard: len(agent.beats) >= heard + 8)  # type: ignore[misc]
+        agent.until_beat(lambda heard=heard: len(agent.beats) >= heard + 7)  # type: ignore[misc]
         agent.say("beat\n")
     assert "ended" not in agent.kinds()
     agent.hang_up()

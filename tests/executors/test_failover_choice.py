@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence, Set
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from launches import plan_of, replica_of
 
@@ -112,6 +112,7 @@ def test_whatever_is_chosen_can_run(entries: list[Failover], lost: Set[str], in_
     assert entries[choice.entry].tokens_per_s == best
 
 
+@settings(max_examples=50)
 @given(ENTRIES, SETS, SETS)
 def test_more_losses_never_make_more_possible(
     entries: list[Failover], lost: Set[str], more: Set[str]

@@ -187,11 +187,19 @@ def test_devices_of_another_replica_are_not_taken(tmp_path: Path) -> None:
     """Both entries for b/0 would do, but the faster one uses a device on which lab-r1 runs."""
     failover = [entry(["b/0"], ["c/0"], 99.0), entry(["b/0"], ["a/0"], 60.0)]
     launch = Launch(tmp_path / "r0", plan_of([FIRST, OTHER], failover))
-    outcome = launch.run(
-        spec_of(FIRST, tmp_path / "r0", Behaviour(steps=40, rank=1, at=2, how="kill")),
-        spec_of(OTHER, tmp_path / "r1", Behaviour(steps=300)),
+    run_with_failover(
+        launch.plan,
+        FLEET,
+        [
+            spec_of(FIRST, tmp_path / "r0", Behaviour(rank=1, at=2, how="kill")),
+            spec_of(OTHER, tmp_path / "r1", Behaviour(steps=100_000)),
+        ],
+        launch.prepare,
+        local(),
+        launch.heard,
+        deadlines=QUICK,
+        should_stop=lambda: bool(launch.prepared),
     )
-    assert outcome.finished
     assert [about["failover"] for about in launch.prepared] == [1]
 
 

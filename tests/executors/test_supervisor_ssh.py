@@ -60,6 +60,7 @@ def spec(folder: Path, behaviour: Behaviour | None = None) -> LaunchSpec:
 
 
 BOTH = pytest.mark.parametrize("transport", ["ssh", PDSH], indirect=True)
+SSH = pytest.mark.parametrize("transport", ["ssh"], indirect=True)
 
 
 @BOTH
@@ -77,7 +78,7 @@ def test_a_launch_goes_through(transport: Transport, tmp_path: Path) -> None:
     assert left == set()
 
 
-@BOTH
+@SSH
 def test_a_lost_rank_ends_the_replica_on_all_hosts(transport: Transport, tmp_path: Path, mark: str) -> None:
     behaviour = Behaviour(steps=100_000, rank=1, at=3, how="kill")
     (lost,) = supervise([spec(tmp_path, behaviour)], transport, Heard(), deadlines=QUICK).replicas
@@ -126,7 +127,7 @@ def children_with(parent: int, word: str) -> list[int]:
     ]
 
 
-@BOTH
+@SSH
 def test_a_wrong_host_is_refused(transport: Transport, tmp_path: Path, mark: str) -> None:
     """Both names lead to the same machine, which is not the one that the plan means by c."""
     words = tuple(word.replace("{address}", "127.0.0.1") for word in transport.words)
@@ -138,7 +139,7 @@ def test_a_wrong_host_is_refused(transport: Transport, tmp_path: Path, mark: str
     wait_until(lambda: marked(mark) == [])
 
 
-@BOTH
+@SSH
 def test_a_host_without_our_packages_is_refused_with_its_words(transport: Transport, tmp_path: Path) -> None:
     other = replace(transport, python="/usr/bin/no-such-python")
     (refused,) = supervise([spec(tmp_path)], other, Heard(), deadlines=QUICK).replicas

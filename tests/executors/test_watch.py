@@ -9,7 +9,7 @@ from itertools import permutations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from launches import replica_of, spec_of
 
@@ -309,6 +309,7 @@ ANY_EVENT = st.builds(
 )
 
 
+@settings(max_examples=50)
 @given(st.lists(ANY_EVENT, max_size=12))
 def test_no_event_upsets_the_watch(odd: list[Event]) -> None:
     watch = watch_of()
