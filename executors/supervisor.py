@@ -191,12 +191,12 @@ class _Supervisor:
                 run.watch.closed(link.host, None if link.answered else unreachable(link), now_s)
 
     def _end(self, run: _Run, outcome: ReplicaOutcome) -> None:
-        """Ask the agents of a replica to end everything. A host that refuses spoils the whole launch."""
+        """Ask the agents of a replica to end everything. A host that refuses at first spoils the launch."""
         run.outcome = outcome
         run.deadline_s = time.monotonic() + self._deadlines.grace_s + self._deadlines.end_s
         for link in run.links:
             link.stop()
-        if outcome.status is Status.REFUSED:
+        if outcome.status is Status.REFUSED and run.attempt == 1:
             for other in self._runs:
                 if other.outcome is None:
                     self._end(other, stopped(other.watch.so_far()))

@@ -180,7 +180,8 @@ class ReplicaWatch:
             self._signs.append(sign_of_failed(event, who, now_s))
         elif event.kind is Kind.RANK_DIED:
             rank.alive = False
-            if not rank.failed:
+            # Libraries may crash as they are unloaded; by then the work is done.
+            if not (rank.failed or rank.finished):
                 self._signs.append(sign_of_death(event, who, now_s))
 
     def _take_step(self, event: Event, rank: _Rank) -> None:
@@ -205,11 +206,12 @@ class ReplicaWatch:
         code = event.data.get("code")
         host.exit_code = code if type(code) is int else -1
         host.error = str(event.data.get("error", ""))
-        if host.exit_code != 0:
-            self._signs.append(sign_of_exit(event, now_s))
-            return
         unfinished = [rank for rank in host.ranks if not self._ranks[rank].finished]
-        if self._protocol and unfinished:
+        if self._protocol and not unfinished:
+            host.exit_code = 0
+        elif host.exit_code != 0:
+            self._signs.append(sign_of_exit(event, now_s))
+        elif self._protocol:
             about = replace(event, rank=unfinished[0], data={"code": 0})
             self._signs.append(sign_of_death(about, self._name(unfinished[0]), now_s))
 

@@ -190,6 +190,26 @@ def test_the_end_of_all_is_the_end() -> None:
     assert (verdict.status, verdict.exit_code) == (Status.FINISHED, 0)
 
 
+def test_a_crash_after_the_work_is_done_is_no_failure() -> None:
+    watch = watch_of()
+    for rank in HOST_OF:
+        watch.take(at(events.finished(rank)), 2.0)
+    watch.take(died(1, signal=signal.SIGSEGV), 2.1)
+    for host, code in (("a", 0), ("b", 139), ("c", 0)):
+        watch.take(exited(host, code), 2.2)
+        watch.take(ended(host), 2.2)
+    verdict = watch.verdict(2.3)
+    assert verdict is not None
+    assert verdict.status is Status.FINISHED
+
+
+def test_a_crash_while_another_rank_works_is_one() -> None:
+    watch = watch_of()
+    watch.take(at(events.finished(0)), 2.0)
+    verdict = judged(watch, [died(1, signal=signal.SIGSEGV), exited("a", 0)])
+    assert (verdict.status, verdict.rank) == (Status.LOST, 1)
+
+
 def test_ranks_that_finished_and_linger_are_not_waited_for_for_ever() -> None:
     watch = watch_of()
     finish(watch, 2.0, exits=False)
