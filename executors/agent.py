@@ -214,7 +214,7 @@ def _unwritable(spec: AgentSpec, error: OSError) -> dict[str, str]:
     return {
         "code": "disk-full" if full else "folder-unwritable",
         "message": f"{error.filename or spec.folder} can't be written: {error.strerror}",
-        "hint": "free some space there" if full else "choose another folder with `--folder`",
+        "hint": "free some space there" if full else "choose another folder with `-o`",
     }
 
 

@@ -201,7 +201,7 @@ def unreachable(link: AgentLink, waited_s: float | None = None) -> ExecutorFaile
     # Shells say so in different words: "not found", "No such file or directory", "can't open".
     missing = "No module named" in link.stderr or link.python in words
     hint = (
-        "install echelon there, or name its interpreter with `--remote-python`"
+        "install echelon there, in the same place as here"
         if missing
         else ("run the command by hand: it should need neither password nor confirmation")
     )

@@ -319,7 +319,7 @@ class ReplicaWatch:
         return self._fault(
             "not-ready",
             f"{self._names(missing)} {what} within {self._deadlines.start_s:.0f} s",
-            "look at the logs in the run folder, or allow more time with `--start-deadline`",
+            "look at the logs in the run folder",
             missing[0],
             now_s,
         )
@@ -333,7 +333,7 @@ class ReplicaWatch:
         sign = self._fault(
             "stalled",
             f"{self._names(behind)} stalled{state}: nothing for {limit_s:.0f} s after step {self.step}",
-            "look at the logs in the run folder, or allow more time with `--stall-deadline`",
+            "look at the logs in the run folder",
             behind[0],
             now_s,
         )

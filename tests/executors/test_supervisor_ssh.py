@@ -145,7 +145,7 @@ def test_a_host_without_our_packages_is_refused_with_its_words(transport: Transp
     (refused,) = supervise([spec(tmp_path)], other, Heard(), deadlines=QUICK).replicas
     assert (refused.status, refused.code) == (Status.REFUSED, "host-unreachable")
     assert "no-such-python" in refused.message
-    assert "--remote-python" in refused.hint
+    assert "install echelon there" in refused.hint
 
 
 @BOTH
