@@ -122,7 +122,8 @@ class DeepSpeedEngine:
                 total += sum(self.engine.module(*pair, loss=summed_loss).double() for pair in pairs)
         self.engine.module.train()
         dist.all_reduce(total)
-        return float(total) / sum(batch[:, 1:].numel() for batch in batches)
+        num_tokens = sum(int(batch[:, 1:].numel()) for batch in batches)
+        return float(total) / num_tokens
 
     def layer_states(self) -> Mapping[int, LayerState]:
         """Trained weights and moments of this stage, on its first rank."""
@@ -160,7 +161,7 @@ class DeepSpeedEngine:
         restart_counters(engine)
         self.trained = [p for p in engine.module.parameters() if p.requires_grad]
         if not self.shards:
-            # `_clip` comes first. DeepSpeed's helper would do it again, with the norm of the first stage alone.
+            # `_clip` comes first; DeepSpeed would do it again, with the norm of the first stage alone.
             engine.clip_fp32_gradients = _nothing
         return engine
 
