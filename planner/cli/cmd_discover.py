@@ -44,7 +44,7 @@ def register(app: typer.Typer) -> None:
             progress.update(f"measuring for about {2 * probe_time_s:g} s", force=True)
             facts = probe_machine(probe_s=0.0 if with_torch else probe_time_s)
             if with_torch:
-                from executors.profile.machine import framework_rates
+                from executors.profiling.machine import framework_rates
 
                 facts = replace(facts, framework=framework_rates(probe_s=probe_time_s))
         text = fleet_fragment(facts, known_types=device_names())

@@ -73,8 +73,8 @@ def register(app: typer.Typer) -> None:
         stdout.
         """
         from costmodels.profile_io import profile_to_document, save_profile
-        from executors.profile.fragment import measured_fragment
-        from executors.profile.merging import merge
+        from executors.profiling.fragment import measured_fragment
+        from executors.profiling.merging import merge
         from planner.cli.cmd_solve import require_writable
         from planner.files import load_model
 
@@ -102,9 +102,9 @@ def _documents(
 ) -> list[dict[str, Any]]:
     """The measurements of this machine, or of every host in the file."""
     from costmodels.discover import probe_machine
-    from executors.profile.host import measure_host
-    from executors.profile.hosts import measure_hosts
-    from executors.profile.requests import host_request, hostfile_requests
+    from executors.profiling.host import measure_host
+    from executors.profiling.hosts import measure_hosts
+    from executors.profiling.requests import host_request, hostfile_requests
     from executors.remote import transport_from
 
     facts = probe_machine(probe_s=0.0)

@@ -21,8 +21,8 @@ from costmodels.discover import (
     catalog_type,
     fleet_fragment,
 )
-from executors.profile.machine import notes_of
-from executors.profile.nvml import GpuState
+from executors.profiling.machine import notes_of
+from executors.profiling.nvml import GpuState
 from planner.files import load_fleet
 
 HEAD = """\

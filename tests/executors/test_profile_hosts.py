@@ -13,13 +13,13 @@ import pytest
 
 from costmodels.discover import CpuFacts, GpuFacts, MachineFacts
 from costmodels.profile_io import load_profile
-from executors.profile import requests as requests_module
-from executors.profile.host import HostRequest, measure_host, orders_of, request_from_json, request_to_json
-from executors.profile.host import main as host_main
-from executors.profile.hosts import measure_hosts
-from executors.profile.merging import merge
-from executors.profile.plans import training_bytes
-from executors.profile.requests import MEMORY_FRAC, host_request, hostfile_requests, joined_requests
+from executors.profiling import requests as requests_module
+from executors.profiling.host import HostRequest, measure_host, orders_of, request_from_json, request_to_json
+from executors.profiling.host import main as host_main
+from executors.profiling.hosts import measure_hosts
+from executors.profiling.merging import merge
+from executors.profiling.plans import training_bytes
+from executors.profiling.requests import MEMORY_FRAC, host_request, hostfile_requests, joined_requests
 from executors.remote import transport_from
 from planner.files import load_model
 from policies.errors import ExecutorFailedError, InputError

@@ -19,14 +19,14 @@ from forked import run_ranks  # noqa: E402
 
 from costmodels.fleet import Device, Fleet, Host, Site  # noqa: E402
 from costmodels.profile_io import profile_to_document  # noqa: E402
-from executors.profile.answers import SCHEMA, RankOrder, answer_to_json  # noqa: E402
-from executors.profile.layer_clock import LayerClock  # noqa: E402
-from executors.profile.matmul import copy_bytes_per_s, matmul_flop_per_s, sustained_rates  # noqa: E402
-from executors.profile.measuring import measure_executor, measure_layers, outside_s  # noqa: E402
-from executors.profile.merging import merge  # noqa: E402
-from executors.profile.plans import ClockedChain  # noqa: E402
-from executors.profile.reported import NUM_KEPT, KeptSteps, profile_from_ranks  # noqa: E402
-from executors.profile.sizes import LiveBytes, layer_bytes  # noqa: E402
+from executors.profiling.answers import SCHEMA, RankOrder, answer_to_json  # noqa: E402
+from executors.profiling.layer_clock import LayerClock  # noqa: E402
+from executors.profiling.matmul import copy_bytes_per_s, matmul_flop_per_s, sustained_rates  # noqa: E402
+from executors.profiling.measuring import measure_executor, measure_layers, outside_s  # noqa: E402
+from executors.profiling.merging import merge  # noqa: E402
+from executors.profiling.plans import ClockedChain  # noqa: E402
+from executors.profiling.reported import NUM_KEPT, KeptSteps, profile_from_ranks  # noqa: E402
+from executors.profiling.sizes import LiveBytes, layer_bytes  # noqa: E402
 from executors.training.chain import Chain, token_loss  # noqa: E402
 from executors.training.clock import Kind, StepClock  # noqa: E402
 from planner.canonical import Inputs  # noqa: E402
@@ -341,8 +341,8 @@ def fleet_of(profile: Any) -> Fleet:
 
 
 def test_what_is_left_of_a_step_is_the_executors() -> None:
-    from executors.profile.measuring import Steps
-    from executors.profile.spans import LayerSpans
+    from executors.profiling.measuring import Steps
+    from executors.profiling.spans import LayerSpans
 
     spans = LayerSpans(
         micro_batch_size=1,
@@ -364,7 +364,7 @@ def test_rates_of_this_processor() -> None:
 
 
 def test_the_driver_is_asked_where_it_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    from executors.profile import nvml
+    from executors.profiling import nvml
 
     class Refused(Exception):
         pass

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from costmodels.measured_model import MeasuredCostModel
 from costmodels.profile_io import profile_from_document, profile_to_document
 from costmodels.workload import Job, LayerSpec, Workload
-from executors.profile.answers import (
+from executors.profiling.answers import (
     SCHEMA,
     ExecutorAnswer,
     RankAnswer,
@@ -23,13 +23,13 @@ from executors.profile.answers import (
     executor_answer_from_json,
     rank_answer_from_json,
 )
-from executors.profile.fragment import measured_fragment
-from executors.profile.layers import DeviceMeasurements, LayerBytes, build_profile_from_spans
-from executors.profile.links import curve_of, slowest_curve
-from executors.profile.merging import merge
-from executors.profile.plans import chosen_layers, even_cuts, training_bytes
-from executors.profile.spans import LayerSpans, best_steps, by_kind, layer_seconds, wall_per_cpu
-from executors.profile.waiting import Waiting, throttled_s
+from executors.profiling.fragment import measured_fragment
+from executors.profiling.layers import DeviceMeasurements, LayerBytes, build_profile_from_spans
+from executors.profiling.links import curve_of, slowest_curve
+from executors.profiling.merging import merge
+from executors.profiling.plans import chosen_layers, even_cuts, training_bytes
+from executors.profiling.spans import LayerSpans, best_steps, by_kind, layer_seconds, wall_per_cpu
+from executors.profiling.waiting import Waiting, throttled_s
 from policies.errors import InputError
 
 LAYERS = (0, 1, 2, 4)

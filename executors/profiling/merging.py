@@ -21,16 +21,16 @@ from costmodels.measured_profile import (
     Profile,
 )
 from costmodels.workload import Workload
-from executors.profile.answers import (
+from executors.profiling.answers import (
     SCHEMA,
     ExecutorAnswer,
     RankAnswer,
     executor_answer_from_json,
     rank_answer_from_json,
 )
-from executors.profile.layers import DeviceMeasurements, build_profile_from_spans
-from executors.profile.links import curve_of, slowest_curve
-from executors.profile.spans import wall_per_cpu
+from executors.profiling.layers import DeviceMeasurements, build_profile_from_spans
+from executors.profiling.links import curve_of, slowest_curve
+from executors.profiling.spans import wall_per_cpu
 from planner.execution import DEEPSPEED, TORCH
 from policies.errors import InputError
 

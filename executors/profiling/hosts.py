@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from executors.profile.host import POLL_S, HostRequest, Tell, request_to_json
+from executors.profiling.host import POLL_S, HostRequest, Tell, request_to_json
 from executors.remote import Style, Transport
 from policies.errors import ExecutorFailedError
 
@@ -45,7 +45,7 @@ def measure_hosts(
 
 def _start(i: int, request: HostRequest, transport: Transport, folder: Path) -> subprocess.Popen[bytes]:
     """The command that measures one host; its request goes in through a pipe that stays open."""
-    command = [transport.python, "-P", "-m", "executors.profile.host"]
+    command = [transport.python, "-P", "-m", "executors.profiling.host"]
     text = request_to_json(request)
     piped = transport.style is not Style.PDSH
     if not piped:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from executors.profile.spans import LayerSpans, Span
+from executors.profiling.spans import LayerSpans, Span
 from executors.training.clock import Clock, Kind, NoClock
 
 

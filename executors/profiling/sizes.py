@@ -10,11 +10,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from executors.profile.layers import LayerBytes
+from executors.profiling.layers import LayerBytes
 from executors.training.chain import token_loss
 
 
-class LiveBytes(TorchDispatchMode):  # type: ignore[misc]
+class LiveBytes(TorchDispatchMode):
     """Counts the bytes of tensors that come and go while it is active, those of `ignore` left out."""
 
     def __init__(self) -> None:

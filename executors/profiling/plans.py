@@ -7,7 +7,7 @@ from typing import Any
 
 from costmodels.workload import Workload
 from executors.layout import Layout, Rank
-from executors.profile.layer_clock import LayerClock
+from executors.profiling.layer_clock import LayerClock
 from planner.plan import ReplicaPlan, StagePlan
 
 BLOCKS_PER_KIND = 2

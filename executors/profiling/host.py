@@ -1,6 +1,6 @@
 """Measures one host: starts its ranks side by side, phase by phase, and gathers their answers.
 
-`python -m executors.profile.host` reads a request on stdin, as one line of JSON, and writes the host's
+`python -m executors.profiling.host` reads a request on stdin, as one line of JSON, and writes the host's
 document to stdout; when stdin ends before, it ends everything. With the request as its argument (base64) it
 reads nothing. No torch here.
 """
@@ -24,8 +24,8 @@ from costmodels.catalog import device_names
 from costmodels.discover import MachineFacts, catalog_type, plain_name, probe_machine
 from executors.environment import AUTO, CPU, CUDA, rank_environment
 from executors.processes import end_with_parent
-from executors.profile.answers import SCHEMA, RankOrder
-from executors.profile.nvml import gpu_states
+from executors.profiling.answers import SCHEMA, RankOrder
+from executors.profiling.nvml import gpu_states
 from planner.training import TrainingJob
 from policies.errors import ExecutorFailedError
 from policies.one_home import require_one_home
@@ -175,7 +175,7 @@ def _start(order: RankOrder, folder: Path, env: Mapping[str, str]) -> subprocess
         _path(folder, order.rank, "log").open("wb") as log,
     ):
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", "executors.profile.rank"],
+            [sys.executable, "-P", "-m", "executors.profiling.rank"],
             stdin=told,
             stdout=answer,
             stderr=log,

@@ -10,7 +10,7 @@ import numpy as np
 from costmodels.discover import MIB, plain_name
 from costmodels.measured_profile import LinkCurve, Profile
 from costmodels.units import format_bytes_per_s, format_flop_per_s
-from executors.profile.answers import rank_answer_from_json
+from executors.profiling.answers import rank_answer_from_json
 
 HEAD = (
     "# For a fleet file; `site` is yours to fill in, and `tier` where the fleet has more than one.",

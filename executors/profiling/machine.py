@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from costmodels.discover import DeviceRates, FrameworkRates
-from executors.profile.matmul import copy_bytes_per_s, sustained_rates
-from executors.profile.nvml import GpuState, gpu_states
+from executors.profiling.matmul import copy_bytes_per_s, sustained_rates
+from executors.profiling.nvml import GpuState, gpu_states
 from policies.errors import InputError
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from executors.profile.layers import LayerBytes
-from executors.profile.spans import LayerSpans
+from executors.profiling.layers import LayerBytes
+from executors.profiling.spans import LayerSpans
 
 SCHEMA = "echelon/profile-part/1"
 

@@ -1,4 +1,4 @@
-"""One rank of a measurement: `python -m executors.profile.rank`, its order on stdin, its answer on stdout."""
+"""One rank of a measurement, `python -m executors.profiling.rank`: order on stdin, answer on stdout."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from executors.pinning import pin
-from executors.profile.answers import RankOrder, answer_to_json
+from executors.profiling.answers import RankOrder, answer_to_json
 
 LAYERS = "layers"
 
@@ -22,7 +22,7 @@ def main() -> int:
     os.dup2(2, 1)
     if order.accelerator == "cpu":
         pin(order.slot, order.threads)
-    from executors.profile.measuring import measure_executor, measure_layers
+    from executors.profiling.measuring import measure_executor, measure_layers
 
     answer = measure_layers(order) if order.phase == LAYERS else measure_executor(order)
     answers.write(json.dumps(answer_to_json(answer)) + "\n")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from costmodels.discover import MachineFacts, plain_name
 from costmodels.workload import Workload
-from executors.profile.host import HostRequest
-from executors.profile.plans import BLOCKS_PER_KIND, chosen_layers, training_bytes
+from executors.profiling.host import HostRequest
+from executors.profiling.plans import BLOCKS_PER_KIND, chosen_layers, training_bytes
 from executors.training.model_spec import model_spec
 from planner.drafts import hosts_from_hostfile
 from planner.execution import DEEPSPEED, TORCH

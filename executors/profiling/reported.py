@@ -15,11 +15,11 @@ import numpy as np
 from costmodels.interface import Origin
 from costmodels.measured_profile import DECLARED, MEASURED, ExecutorFacts, LinkCurve, Profile
 from costmodels.workload import Workload
-from executors.profile.answers import spans_from_json
-from executors.profile.layer_clock import LayerClock
-from executors.profile.layers import DeviceMeasurements, build_profile_from_spans
-from executors.profile.merging import ALL_LEVELS
-from executors.profile.spans import BOTH, LayerSpans, wall_per_cpu
+from executors.profiling.answers import spans_from_json
+from executors.profiling.layer_clock import LayerClock
+from executors.profiling.layers import DeviceMeasurements, build_profile_from_spans
+from executors.profiling.merging import ALL_LEVELS
+from executors.profiling.spans import BOTH, LayerSpans, wall_per_cpu
 from executors.training.clock import Kind
 from planner.execution import DEEPSPEED, TORCH
 

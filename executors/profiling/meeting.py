@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from executors.profile.answers import RankOrder
+from executors.profiling.answers import RankOrder
 
 TIMEOUT = timedelta(minutes=10)
 

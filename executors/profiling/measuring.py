@@ -12,17 +12,17 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from executors.profile.answers import ExecutorAnswer, RankAnswer, RankOrder
-from executors.profile.layer_clock import CpuWatch, CudaWatch, LayerClock, Watch
-from executors.profile.layers import LayerBytes
-from executors.profile.links import time_all_links
-from executors.profile.matmul import copy_bytes_per_s, sustained_rates
-from executors.profile.meeting import Meeting
-from executors.profile.memory import forget_peak, held_bytes, peak_bytes
-from executors.profile.plans import ClockedChain, even_cuts, made_up_replica
-from executors.profile.sizes import layer_bytes
-from executors.profile.spans import LayerSpans, best_steps
-from executors.profile.waiting import Waiting
+from executors.profiling.answers import ExecutorAnswer, RankAnswer, RankOrder
+from executors.profiling.layer_clock import CpuWatch, CudaWatch, LayerClock, Watch
+from executors.profiling.layers import LayerBytes
+from executors.profiling.links import time_all_links
+from executors.profiling.matmul import copy_bytes_per_s, sustained_rates
+from executors.profiling.meeting import Meeting
+from executors.profiling.memory import forget_peak, held_bytes, peak_bytes
+from executors.profiling.plans import ClockedChain, even_cuts, made_up_replica
+from executors.profiling.sizes import layer_bytes
+from executors.profiling.spans import LayerSpans, best_steps
+from executors.profiling.waiting import Waiting
 from executors.training.chain import Chain
 from executors.training.clock import Kind
 from executors.training.model_spec import ModelSpec

@@ -25,7 +25,7 @@ from costmodels.measured_profile import (
     repair_times,
 )
 from costmodels.workload import Job, Workload
-from executors.profile.spans import (
+from executors.profiling.spans import (
     LayerSeconds,
     LayerSpans,
     by_kind,
