@@ -21,6 +21,7 @@ from namespaces import (
 
 pytestmark = [
     pytest.mark.net,
+    pytest.mark.netns,
     pytest.mark.skipif(bool(why_no_namespaces()), reason=f"namespaces: {why_no_namespaces()}"),
 ]
 

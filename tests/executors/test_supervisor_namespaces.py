@@ -26,6 +26,7 @@ __all__ = ["mark"]
 
 pytestmark = [
     pytest.mark.net,
+    pytest.mark.netns,
     pytest.mark.usefixtures("mark"),
     pytest.mark.skipif(bool(why_no_namespaces()), reason=f"namespaces: {why_no_namespaces()}"),
 ]
