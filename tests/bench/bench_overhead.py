@@ -18,7 +18,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,7 @@ from bench.launched import compare_launches  # noqa: E402
 from bench.overhead_cases import CASES, Prepared, prepare  # noqa: E402
 from bench.turns import Blocks, Turns  # noqa: E402
 
-WARM_UP_STEPS = 2
-BLOCK_STEPS = 3
+BLOCKS = Blocks(count=10, steps_each=3, warm_up_steps=2)
 PLAIN_RUNS = 3
 RESAMPLES = 10_000
 RUN_LIMIT_S = 900.0
@@ -54,9 +53,9 @@ class Side:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One run: CPU seconds per step of all ranks together, wall seconds of each step, losses."""
+    """One run: CPU seconds per step of all ranks in each block, wall seconds of each step, losses."""
 
-    cpu_s: float
+    cpu_s: tuple[float, ...]
     step_s: tuple[float, ...]
     losses: tuple[float, ...]
 
@@ -140,8 +139,9 @@ def run_sides(sides: Sequence[Side], blocks: Blocks) -> list[Run]:
 
 def _run_of(ranks: Sequence[Turns]) -> Run:
     first = ranks[0]
+    per_block = zip(*(turns.cpu_s for turns in ranks), strict=True)
     return Run(
-        cpu_s=sum(sum(turns.cpu_s) for turns in ranks) / len(first.step_s),
+        cpu_s=tuple(sum(block) / first.blocks.steps_each for block in per_block),
         step_s=tuple(first.step_s),
         losses=tuple(first.losses),
     )
@@ -173,11 +173,17 @@ def interval(ratios: Sequence[float]) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def ratio_of(mine: Run, theirs: Run) -> float:
+    """Median over the blocks of a pair, each compared with the one beside it."""
+    return statistics.median(a / b for a, b in zip(mine.cpu_s, theirs.cpu_s, strict=True))
+
+
 def compare(
     prepared: Prepared, folder: Path, blocks: Blocks, num_pairs: int, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Pairs of runs in fresh processes; in each pair another one goes first."""
     pairs: list[tuple[Run, Run]] = []
+    ratios: list[float] = []
     for i in range(num_pairs):
         sides = [our_side(prepared, folder / f"pair-{i}"), hand_side(prepared)]
         if i % 2 == 0:
@@ -185,11 +191,12 @@ def compare(
         else:
             theirs, mine = run_sides(sides[::-1], blocks)
         pairs.append((mine, theirs))
+        ratios.append(ratio_of(mine, theirs))
         say(
-            f"  pair {i + 1:2d}  ours {1e3 * mine.cpu_s:7.1f}  by hand {1e3 * theirs.cpu_s:7.1f} "
-            f"CPU ms per step  ratio {mine.cpu_s / theirs.cpu_s:.4f}  load {os.getloadavg()[0]:.1f}"
+            f"  pair {i + 1:2d}  ours {1e3 * statistics.median(mine.cpu_s):7.1f}  by hand "
+            f"{1e3 * statistics.median(theirs.cpu_s):7.1f} CPU ms per step  ratio {ratios[-1]:.4f}  "
+            f"load {os.getloadavg()[0]:.1f}"
         )
-    ratios = [mine.cpu_s / theirs.cpu_s for mine, theirs in pairs]
     low, high = interval(ratios)
     mine, theirs = pairs[0]
     return {
@@ -221,7 +228,7 @@ def _summary(runs: Sequence[Run], tokens: int) -> dict[str, float]:
     """Median CPU seconds per step, tokens/s at the best and at the median step of all runs."""
     step_s = [seconds for run in runs for seconds in run.step_s]
     return {
-        "cpu_s": statistics.median(run.cpu_s for run in runs),
+        "cpu_s": statistics.median(seconds for run in runs for seconds in run.cpu_s),
         "best_tokens_per_s": tokens / min(step_s),
         "median_tokens_per_s": tokens / statistics.median(step_s),
     }
@@ -275,10 +282,10 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="bench_overhead.py", description=__doc__.splitlines()[0])
     parser.add_argument("--case", action="append", choices=CASES)
     parser.add_argument("--pairs", type=int, default=10)
-    parser.add_argument("--blocks", type=int, default=10, help=f"of {BLOCK_STEPS} steps each, in a pair")
+    parser.add_argument("--blocks", type=int, default=BLOCKS.count, help="of 3 steps each, in a pair")
     parser.add_argument("--launches", type=int, default=0, help="pairs of whole launches, too")
     wanted = parser.parse_args(argv)
-    blocks = Blocks(count=wanted.blocks, steps_each=BLOCK_STEPS, warm_up_steps=WARM_UP_STEPS)
+    blocks = replace(BLOCKS, count=wanted.blocks)
     for name in wanted.case or CASES:
         found = figures(
             name,

@@ -10,6 +10,7 @@ from planner.examples.bundled import example_names
 
 GIB = 2.0**30
 PROVEN_FRAC = 1e-9
+SAME_LOSS_FRAC = 1e-5
 BASELINES = ("decomposition", "greedy", "equal-split")
 
 
@@ -171,6 +172,25 @@ def judge_measured(outcomes: Sequence[Outcome]) -> Verdict:
         f"{high:.1%})"
     )
     return Verdict(measured=words, met=all(a[key] <= limit for key, limit in limits.items()))
+
+
+def judge_overhead(outcomes: Sequence[Outcome]) -> Verdict:
+    """The median ratio of the worse case decides; equal losses say that both did the same work."""
+    if failures(outcomes):
+        return Verdict(measured=failures(outcomes)[0], met=False)
+    words, met = [], True
+    for outcome in outcomes:
+        a = outcome.answer
+        same = a["losses_apart_frac"] <= SAME_LOSS_FRAC
+        met = met and a["ratio"] <= 1.02 and a["num_pairs"] >= 10 and same
+        speeds = [a[side]["median_tokens_per_s"] for side in ("beside_plain", "plain_1", "plain_2")]
+        interval = f"{a['ratio_low'] - 1.0:+.2%} to {a['ratio_high'] - 1.0:+.2%}"
+        words.append(
+            f"{a['case']} {a['ratio'] - 1.0:+.2%} (95 % interval {interval}, {a['num_pairs']} pairs), "
+            f"losses {'equal' if same else 'differ'}, {speeds[0]:.0f} tokens/s, "
+            f"PyTorch {speeds[1]:.0f} on one core, {speeds[2]:.0f} data parallel on two"
+        )
+    return Verdict(measured="; ".join(words), met=met)
 
 
 def judge_bad_input(outcomes: Sequence[Outcome]) -> Verdict:

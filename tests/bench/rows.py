@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from bench import chain_instances, stage3d_instances
+from bench import chain_instances, overhead_cases, stage3d_instances
 from bench.cases import Case, Outcome
 from bench.judges import (
     BASELINES,
@@ -20,6 +20,7 @@ from bench.judges import (
     judge_baselines,
     judge_chain,
     judge_measured,
+    judge_overhead,
     judge_solves,
     judge_stage3d,
 )
@@ -103,6 +104,21 @@ def _fixed_rows() -> tuple[Row, ...]:
             target="GH200 8 % time, 6 % memory; A100 8.4 % and 14.7 %; memory under by <= 5 %",
             cases=(Case(name="measured", work="measured"),),
             judge=judge_measured,
+        ),
+        Row(
+            key="overhead",
+            what="CPU time per step of our DeepSpeed worker over a pipeline script written by hand",
+            target="at most 2 %, 10+ alternating pairs, same losses; plain PyTorch stated",
+            cases=tuple(
+                Case(
+                    name=name,
+                    work="overhead",
+                    arguments={"case": name, "num_pairs": 10, "num_launches": 0},
+                    limit_s=3600.0,
+                )
+                for name in overhead_cases.CASES
+            ),
+            judge=judge_overhead,
         ),
         Row(
             key="bad-input",

@@ -38,6 +38,16 @@ def measured() -> dict[str, Any]:
     return figures()
 
 
+def overhead(*, case: str, num_pairs: int, num_launches: int) -> dict[str, Any]:
+    """CPU seconds per step of our DeepSpeed worker beside a script written by hand, and plain PyTorch."""
+    from bench.bench_overhead import BLOCKS, figures
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    return figures(case, num_pairs=num_pairs, blocks=BLOCKS, num_launches=num_launches, say=say)
+
+
 def agreement(*, sweep: int) -> dict[str, Any]:
     """Runs of the suite that compares every proof with an exhaustive search over devices."""
     argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/solver/test_agreement.py"]
