@@ -136,6 +136,16 @@ def priced_for(model: CostModel, executor: str) -> CostModel:
     return model if choose is None else choose(executor)
 
 
+def without_waiting(model: CostModel) -> CostModel:
+    """The model with transfers as the borders' own time, for those who replay what waits for what.
+
+    A model that charges stages for transfers they wait for has a method `without_waiting()` which returns a
+    cost model; any other charges none.
+    """
+    bare: Callable[[], CostModel] | None = getattr(model, "without_waiting", None)
+    return model if bare is None else bare()
+
+
 def tabulate(
     model: CostModel,
     cluster: Cluster,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from math import isfinite
 from pathlib import Path
@@ -86,10 +87,20 @@ class MeasuredCostModel:
             InputError: `profile-executor-missing`.
         """
         facts = _facts_of(self.profile, executor)
-        if self._executor is not None or facts == self.facts:
+        return self if self._executor is not None else self._with_facts(facts)
+
+    def without_waiting(self) -> MeasuredCostModel:
+        """The same model with all transfers as the borders' own time, whether stages wait for them or not."""
+        return self._with_facts(replace(self.facts, blocking_transfers=False))
+
+    def _with_facts(self, facts: ExecutorFacts) -> MeasuredCostModel:
+        if facts == self.facts:
             return self
         other = MeasuredCostModel(
-            self.workload, profile=self.profile, memory_reserve_frac=self.memory_reserve_frac
+            self.workload,
+            profile=self.profile,
+            memory_reserve_frac=self.memory_reserve_frac,
+            executor=self._executor,
         )
         other._set_facts(facts)
         return other

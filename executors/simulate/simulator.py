@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from costmodels.interface import CostModel
+from costmodels.interface import CostModel, priced_for, without_waiting
 from executors.simulate.losses import hits_by_replica
 from executors.simulate.options import SimulationOptions, require_options
 from executors.simulate.planned import ChainPricer
@@ -44,7 +44,8 @@ def simulate_plan(
     rebuilt = rebuild(plan)
     fleet = rebuilt.inputs.fleet
     require_options(plan, fleet, options)
-    model = model or rebuilt.problem.cost_model
+    # Who waits for a transfer is what the replay finds out.
+    model = without_waiting(priced_for(model or rebuilt.problem.cost_model, rebuilt.problem.executor))
     pricer = ChainPricer(
         fleet=fleet,
         workload=rebuilt.inputs.workload,

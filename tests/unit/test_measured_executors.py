@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from blocking_pipeline import blocking_step_s
 from costmodels.fleet import Device, Link, Site
-from costmodels.interface import Cluster, StageCost, Strategy, priced_for
+from costmodels.interface import Cluster, StageCost, Strategy, priced_for, without_waiting
 from costmodels.measured import RunPlan, RunReplica, RunStage, predict
 from costmodels.measured_model import MeasuredCostModel
 from costmodels.measured_profile import (
@@ -371,6 +371,26 @@ def test_each_executor_has_its_own_facts() -> None:
         MeasuredCostModel(WORKLOAD, profile=profile).for_executor("deepspeed")
     assert caught.value.code == "profile-executor-missing"
     assert executor_facts(replace(profile, executors={}), "deepspeed") == ExecutorFacts()
+
+
+def test_replays_get_transfers_as_the_borders_own() -> None:
+    """The replay of what was planned under waiting is the engine's own time, never more than planned."""
+    model = MeasuredCostModel(WORKLOAD, profile=profile_of(BLOCKING))
+    bare = without_waiting(model)
+    assert isinstance(bare, MeasuredCostModel)
+    assert without_waiting(bare) is bare
+    link = Link(source_site_id="s", target_site_id="s", bytes_per_s=RATE)
+    ends, size = [0, 2, 3, NUM_LAYERS], 2
+    costs = [stage_of(bare, pair, size=size) for pair in pairwise(ends)]
+    assert [cost.exposed_s for cost in costs] == [0.0, 0.0, 0.0]
+    one_way_s = [bare.transfer_s(link, border, size) / 2 for border in ends[1:-1]]
+    replayed_s = blocking_step_s(
+        [cost.forward_s for cost in costs],
+        [cost.backward_s for cost in costs],
+        one_way_s,
+        JOB.sequences_per_step // size,
+    )
+    assert 0.0 < replayed_s <= planned_s(model, ends, size)
 
 
 def test_equal_layers_share_their_key_and_their_cost() -> None:
