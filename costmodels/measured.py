@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil
+from typing import Protocol
 
-from costmodels.measured_memory import Holding, held_bytes
+from costmodels.interface import FloatArray, Interval
+from costmodels.measured_memory import Holding, stage_bytes
 from costmodels.measured_profile import LinkCurve, Profile, layer_sizes, layer_times_L
 from policies.errors import InputError
 
@@ -97,24 +99,40 @@ def stage_backward_s(profile: Profile, stage: RunStage, micro_batch_size: int) -
 
 
 def stage_update_s(profile: Profile, stage: RunStage, micro_batch_size: int) -> float:
+    """Optimiser seconds per step on the slowest data-parallel rank."""
+    return max(
+        update_s(
+            profile,
+            layer_times_L(profile, replica.type_name, replica.tp, micro_batch_size)[2],
+            (stage.first, stage.end),
+            replica.tp,
+        )
+        for replica in set(stage.replicas)
+    )
+
+
+def update_s(profile: Profile, update_s_L: FloatArray, interval: Interval, tp: int) -> float:
     """Optimiser seconds per step: max(cost of a call, bytes moved / memory bandwidth).
 
     The profiled time of a layer is the cost of one optimiser call. A fused multi-tensor optimiser pays it
     once per stage, whatever the number of layers; an unfused one pays it per layer.
     """
-    facts = profile.facts
-    seconds = 0.0
-    for replica in set(stage.replicas):
-        update_s_L = layer_times_L(profile, replica.type_name, replica.tp, micro_batch_size)[2]
-        calls_s_L = update_s_L[stage.first : stage.end]
-        call_s = float(calls_s_L.max() if facts.fused_update else calls_s_L.sum())
-        params = float(layer_sizes(profile, replica.tp).trained_L[stage.first : stage.end].sum())
-        moved_s = params * facts.update_traffic_bytes_per_param / facts.memory_bytes_per_s
-        seconds = max(seconds, call_s, moved_s)
-    return seconds
+    facts, part = profile.facts, slice(*interval)
+    calls_s_N = update_s_L[part]
+    call_s = float(calls_s_N.max() if facts.fused_update else calls_s_N.sum())
+    params = float(layer_sizes(profile, tp).trained_L[part].sum())
+    return max(call_s, params * facts.update_traffic_bytes_per_param / facts.memory_bytes_per_s)
 
 
-def ring_all_reduce_s(curve: LinkCurve, payload_bytes: float, num_ranks: int) -> float:
+class Carrier(Protocol):
+    """What carries payloads, such as a link curve."""
+
+    def transfer_s(self, payload_bytes: float) -> float:
+        """Seconds to move one payload."""
+        ...
+
+
+def ring_all_reduce_s(curve: Carrier, payload_bytes: float, num_ranks: int) -> float:
     """Seconds of a ring all-reduce: 2 (n - 1) steps of one n-th of the payload (Patarasuk and Yuan 2009)."""
     if num_ranks < 2:
         return 0.0
@@ -193,22 +211,19 @@ def stage_memory_bytes(
 ) -> dict[str, float]:
     """Peak bytes by kind on one device of the data-parallel rank that holds most.
 
-    `border_sequence_bytes` sums one sequence's tensor over the stage's borders; `held_bytes` says what each
-    kind is.
+    `border_sequence_bytes` sums one sequence's tensor over the stage's borders; `StageBytes.kinds` says what
+    each kind is.
     """
     fullest: dict[str, float] = {}
     for tp in {replica.tp for replica in stage.replicas}:
-        kinds = held_bytes(
-            profile,
-            Holding(
-                interval=(stage.first, stage.end),
-                tp=tp,
-                dp=len(stage.replicas),
-                share=micro_batch_size,
-                in_flight=in_flight,
-                border_sequence_bytes=border_sequence_bytes,
-            ),
+        held = Holding(
+            interval=(stage.first, stage.end),
+            tp=tp,
+            dp=len(stage.replicas),
+            share=micro_batch_size,
+            border_sequence_bytes=border_sequence_bytes,
         )
+        kinds = stage_bytes(profile, held).kinds(in_flight, 0)
         if sum(kinds.values()) > sum(fullest.values()):
             fullest = kinds
     return fullest

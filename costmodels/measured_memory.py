@@ -1,6 +1,7 @@
 """Bytes of one device of a stage, by kind, from measured layer sizes; docs/measured.md, section 2.
 
-Legend of array suffixes: L layers of the profile, N layers of one stage, R how many of them are recomputed.
+Legend of array suffixes: L layers of the profile, N layers of one stage, R how many of them are recomputed
+(from none on), Q micro-batches in flight.
 """
 
 from __future__ import annotations
@@ -14,12 +15,10 @@ from numpy.typing import NDArray
 from costmodels.interface import FloatArray, Interval
 from costmodels.measured_profile import Profile, layer_sizes
 
-BoolArray = NDArray[np.bool_]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holding:
-    """What decides the bytes of a device besides the profile.
+    """What decides the bytes of a device besides the profile and the micro-batches in flight.
 
     `interval` are its layers, `share` its sequences of each micro-batch. `border_sequence_bytes` sums one
     sequence's tensor over the stage's borders. `overhead_bytes` None takes that of the profile.
@@ -30,43 +29,101 @@ class Holding:
     dp: int = 1
     zero: int = 0
     share: int = 1
-    in_flight: int = 1
     border_sequence_bytes: float = 0.0
     overhead_bytes: float | None = None
 
 
-def held_bytes(profile: Profile, held: Holding, recomputed_N: BoolArray | None = None) -> dict[str, float]:
-    """Peak bytes by kind.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageBytes:
+    """Bytes of one device that don't depend on the micro-batches in flight.
 
-    activations  what forward keeps, or the input of a recomputed layer, for every micro-batch in flight
-    working      the layer that needs most beside that: gradients of its tensors, what it computes again, and
-                 under sharding its gathered weights (ZeRO-3) and whole gradients (ZeRO-2 and 3)
-    borders      per neighbour one tensor received and one being sent
-    sync_buffer  the flat copy of all gradients, where it outgrows what the backward pass has freed by then
+    `kept_R` is what forward keeps of one micro-batch and `working_R` what the layer that needs most needs
+    beside it, by how many layers are recomputed. `copied` is the flat copy of all gradients.
+    """
+
+    weights: float
+    gradients: float
+    optimiser: float
+    kept_R: FloatArray
+    working_R: FloatArray
+    borders: float
+    overhead: float
+    copied: float
+
+    def kinds(self, in_flight: int, num_recomputed: int) -> dict[str, float]:
+        """Peak bytes by kind.
+
+        activations  what forward keeps, or the input of a recomputed layer, for every micro-batch in flight
+        working      the layer that needs most beside that: gradients of its tensors, what it computes again,
+                     and under sharding its gathered weights (ZeRO-3) and whole gradients (ZeRO-2 and 3)
+        borders      per neighbour one tensor received and one being sent
+        sync_buffer  the flat copy of all gradients, where it outgrows what backward has freed by then
+        """
+        kinds = {
+            "weights": self.weights,
+            "gradients": self.gradients,
+            "optimiser": self.optimiser,
+            "activations": float(self.kept_R[num_recomputed]) * in_flight,
+            "working": float(self.working_R[num_recomputed]),
+            "borders": self.borders,
+            "overhead": self.overhead,
+        }
+        freed_bytes = kinds["activations"] + kinds["working"] + kinds["borders"]
+        return kinds | {"sync_buffer": max(0.0, self.copied - freed_bytes)}
+
+    def fewest_recomputed_Q(self, in_flight_Q: FloatArray, limit_bytes: float) -> NDArray[np.int64]:
+        """How many layers must be recomputed so that the device fits; all where nothing helps.
+
+        Each further layer frees its saved bytes per micro-batch in flight and adds them once at most to what
+        the busiest layer needs, so the need never rises with the number. It is summed in the order of
+        `kinds`, so that both agree to the last bit.
+        """
+        fits_RQ = self._need(self.kept_R[:, None], self.working_R[:, None], in_flight_Q) <= limit_bytes
+        return np.where(fits_RQ.any(axis=0), fits_RQ.argmax(axis=0), len(self.kept_R) - 1)
+
+    def fits_Q(
+        self, in_flight_Q: FloatArray, number_Q: NDArray[np.int64], limit_bytes: float
+    ) -> NDArray[np.bool_]:
+        """Whether the device fits with so many recomputed layers."""
+        fits_Q: NDArray[np.bool_] = (
+            self._need(self.kept_R[number_Q], self.working_R[number_Q], in_flight_Q) <= limit_bytes
+        )
+        return fits_Q
+
+    def _need(self, kept: FloatArray, working: FloatArray, in_flight_Q: FloatArray) -> FloatArray:
+        """All bytes, summed in the order of `kinds`."""
+        held = kept * in_flight_Q
+        freed = held + working + self.borders
+        need = self.weights + self.gradients + self.optimiser + held + working
+        return need + self.borders + self.overhead + np.maximum(0.0, self.copied - freed)
+
+
+def stage_bytes(profile: Profile, held: Holding, order: Sequence[int] = ()) -> StageBytes:
+    """Bytes of a device whose layers may be recomputed in this order (positions inside the interval).
+
     ZeRO-1 cuts the optimiser state by the ranks, ZeRO-2 gradients too, ZeRO-3 weights too (Rajbhandari et
     al., SC 2020, section 5).
     """
     facts, sizes = profile.facts, layer_sizes(profile, held.tp)
     part = slice(*held.interval)
     weight_bytes, trained = _state(profile, held)
-    kept_N, working_N = sizes.activation_bytes_L[part], sizes.needed_L[part]
-    if recomputed_N is not None:
-        saved_N = np.where(recomputed_N, saved_bytes_N(profile, held.tp, held.interval), 0.0)
-        kept_N, working_N = kept_N - saved_N, working_N + saved_N
+    kept_N = sizes.activation_bytes_L[part]
+    needed_N = sizes.needed_L[part] * held.share + _gathered_bytes_N(profile, held)
+    saved_N = saved_bytes_N(profile, held.tp, held.interval)
+    saved_R = np.concatenate([[0.0], saved_N[list(order)].cumsum()])
+    again_R = np.maximum.accumulate([0.0, *((needed_N + saved_N * held.share)[list(order)])])
     parts = [held.dp if held.zero >= level else 1 for level in (3, 2, 1)]
-    kinds = {
-        "weights": weight_bytes / parts[0],
-        "gradients": trained * facts.gradient_bytes_per_param / parts[1],
-        "optimiser": trained * facts.optimiser_bytes_per_param / parts[2],
-        "activations": float(kept_N.sum()) * held.share * held.in_flight,
-        "working": float((working_N * held.share + _gathered_bytes_N(profile, held)).max()),
-        "borders": 2.0 * held.border_sequence_bytes * held.share,
-        "overhead": facts.overhead_bytes if held.overhead_bytes is None else held.overhead_bytes,
-    }
-    freed_bytes = kinds["activations"] + kinds["working"] + kinds["borders"]
-    copied_bytes = kinds["gradients"] if held.dp > 1 and held.zero < 2 else 0.0
-    kinds["sync_buffer"] = max(0.0, copied_bytes - freed_bytes)
-    return kinds
+    gradients = trained * facts.gradient_bytes_per_param / parts[1]
+    return StageBytes(
+        weights=weight_bytes / parts[0],
+        gradients=gradients,
+        optimiser=trained * facts.optimiser_bytes_per_param / parts[2],
+        kept_R=(float(kept_N.sum()) - saved_R) * held.share,
+        working_R=np.maximum(float(needed_N.max()), again_R),
+        borders=2.0 * held.border_sequence_bytes * held.share,
+        overhead=facts.overhead_bytes if held.overhead_bytes is None else held.overhead_bytes,
+        copied=gradients if held.dp > 1 and held.zero < 2 else 0.0,
+    )
 
 
 def saved_bytes_N(profile: Profile, tp: int, interval: Interval) -> FloatArray:
@@ -85,42 +142,6 @@ def recomputable(profile: Profile, tp: int, interval: Interval, sequence: Sequen
     first, stop = max(1, interval[0]), min(profile.num_layers - 1, interval[1])
     inside = [i - interval[0] for i in sequence if first <= i < stop]
     return [i for i in inside if saved_N[i] > 0.0]
-
-
-def fewest_recomputed(profile: Profile, held: Holding, order: Sequence[int], limit_bytes: float) -> int:
-    """How many layers of `order` must be recomputed so that the device fits; all where nothing helps.
-
-    Each further layer frees its saved bytes per micro-batch in flight and adds them once at most to what the
-    busiest layer needs, so the need never rises with the number.
-    """
-    kinds = held_bytes(profile, held)
-    if sum(kinds.values()) <= limit_bytes or not order:
-        return 0
-    saved_N = saved_bytes_N(profile, held.tp, held.interval) * held.share
-    working_N = layer_sizes(profile, held.tp).needed_L[slice(*held.interval)] * held.share
-    working_N = working_N + _gathered_bytes_N(profile, held)
-    saved_R = np.array([saved_N[i] for i in order])
-    again_R = np.maximum.accumulate([working_N[i] + saved_N[i] for i in order])
-    need_R = sum(kinds.values()) - kinds["working"] - kinds["sync_buffer"] - held.in_flight * saved_R.cumsum()
-    need_R = need_R + np.maximum(kinds["working"], again_R)
-    count = int(np.argmax(need_R <= limit_bytes)) + 1 if (need_R <= limit_bytes).any() else len(order)
-    # The last bits of the sums may differ from those of `held_bytes`, which has the last word.
-    while count < len(order) and _needs(profile, held, order[:count]) > limit_bytes:
-        count += 1
-    return count
-
-
-def recomputed_mask(held: Holding, order: Sequence[int], count: int) -> BoolArray | None:
-    """Which layers of an interval are recomputed; None for none."""
-    if count == 0:
-        return None
-    mask_N = np.zeros(held.interval[1] - held.interval[0], dtype=np.bool_)
-    mask_N[list(order[:count])] = True
-    return mask_N
-
-
-def _needs(profile: Profile, held: Holding, chosen: Sequence[int]) -> float:
-    return sum(held_bytes(profile, held, recomputed_mask(held, chosen, len(chosen))).values())
 
 
 def _state(profile: Profile, held: Holding) -> tuple[float, float]:

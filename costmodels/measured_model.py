@@ -7,7 +7,7 @@ its neighbours. What the profile has not seen is impossible rather than guessed.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from math import isfinite
@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from costmodels.fleet import Device, Link
-from costmodels.interface import Cluster, FloatArray, Interval, Origin, StageCost, Strategy
-from costmodels.measured_pricer import NUM_STAGES_MAX, MeasuredPricer
+from costmodels.interface import Cluster, FloatArray, Interval, Origin, StageCost, StageTable, Strategy
+from costmodels.measured_pricer import NUM_STAGES_MAX, MeasuredPricer, StageShape
 from costmodels.measured_profile import ExecutorFacts, LinkCurve, Profile, executor_facts
 from costmodels.measured_shares import equal_device_shares, quickest_shares
 from costmodels.memory import usable_bytes
@@ -131,37 +131,62 @@ class MeasuredCostModel:
         None where the profile has nothing measured to say. Transfers to the neighbours are no part of it,
         unless the executor waits for them: then the stage is charged for those over both its borders.
         """
-        shares = self._ranks(cluster, strategy, micro_batch_size)
-        if shares is None:
+        found = self._shape(cluster, strategy, micro_batch_size)
+        if found is None:
             return None
-        types = tuple(device.type_name for device in cluster.devices[:: strategy.tp])
-        limits = tuple(
-            usable_bytes(device.memory_bytes, self.memory_reserve_frac) for device in cluster.devices
-        )
-        ranks = tuple(dict.fromkeys(zip(types, shares, strict=True)))
-        spaces = tuple(dict.fromkeys((shares[i // strategy.tp], limit) for i, limit in enumerate(limits)))
-        num_recomputed, kinds_by_share = self._pricer.memory(interval, strategy, spaces, in_flight)
-        forward_s, backward_s, exposed_s, sync_s = self._pricer.seconds(
-            ranks,
-            interval,
-            strategy,
-            num_recomputed,
-            (micro_batch_size, _busiest_host_sequences(cluster, strategy, shares)),
-            (cluster.inner_bytes_per_s, cluster.inner_latency_s),
-            (cluster.site.fabric_bytes_per_s, cluster.site.fabric_latency_s),
-        )
-        if not isfinite(exposed_s + sync_s):
+        shape, shares, limits = found
+        seconds = self._pricer.seconds(shape, interval)
+        if not isfinite(seconds.exposed_s + seconds.sync_s):
             return None
+        number = int(self._pricer.recomputed_Q(shape, interval, np.array([float(in_flight)]))[0])
+        by_share = {
+            share: self._pricer.bytes(strategy, share, interval).kinds(in_flight, number)
+            for share in set(shares)
+        }
         return StageCost(
-            forward_s=forward_s,
-            backward_s=backward_s,
-            exposed_s=exposed_s,
-            sync_s=sync_s,
+            forward_s=seconds.forward_s,
+            backward_s=seconds.backward_s_R[number],
+            exposed_s=seconds.exposed_s,
+            sync_s=seconds.sync_s,
             shares=shares,
-            memory_bytes=tuple(kinds_by_share[shares[i // strategy.tp]] for i in range(len(limits))),
+            memory_bytes=tuple(by_share[shares[i // strategy.tp]] for i in range(len(limits))),
             limit_bytes=limits,
-            recompute_layers=num_recomputed,
+            recompute_layers=number,
         )
+
+    def stage_table(
+        self,
+        cluster: Cluster,
+        intervals: Sequence[Interval],
+        strategy: Strategy,
+        micro_batch_size: int,
+        in_flight_max: int,
+    ) -> StageTable:
+        """Busy and sync seconds of many intervals, equal to `stage` bit for bit."""
+        busy_s_KQ = np.full((len(intervals), in_flight_max), np.inf)
+        sync_s_KQ = np.zeros((len(intervals), in_flight_max))
+        found = self._shape(cluster, strategy, micro_batch_size)
+        if found is None:
+            return StageTable(busy_s_KQ=busy_s_KQ, sync_s_KQ=sync_s_KQ)
+        shape, pricer = found[0], self._pricer
+        in_flight_Q = np.arange(1.0, in_flight_max + 1.0)
+        for k, interval in enumerate(intervals):
+            seconds = pricer.seconds(shape, interval)
+            if not isfinite(seconds.exposed_s + seconds.sync_s):
+                continue
+            number_Q = pricer.recomputed_Q(shape, interval, in_flight_Q)
+            fits_Q = np.all(
+                [
+                    pricer.bytes(strategy, share, interval).fits_Q(in_flight_Q, number_Q, limit)
+                    for share, limit in shape.spaces
+                ],
+                axis=0,
+            )
+            backward_s_Q = np.array(seconds.backward_s_R)[number_Q]
+            spent_s_Q = seconds.forward_s + backward_s_Q + seconds.exposed_s
+            busy_s_KQ[k] = np.where(fits_Q, spent_s_Q, np.inf)
+            sync_s_KQ[k] = np.where(fits_Q, seconds.sync_s, 0.0)
+        return StageTable(busy_s_KQ=busy_s_KQ, sync_s_KQ=sync_s_KQ)
 
     def transfer_s(self, link: Link, border: int, micro_batch_size: int) -> float:
         """Seconds for the activation after layer `border - 1` and, on the way back, its gradient.
@@ -179,6 +204,27 @@ class MeasuredCostModel:
     def curve(self, bytes_per_s: float, latency_s: float) -> LinkCurve:
         """The measured curve of a link with this rate, or a flat one of the rate and latency themselves."""
         return self._pricer.curve(bytes_per_s, latency_s)
+
+    def _shape(
+        self, cluster: Cluster, strategy: Strategy, micro_batch_size: int
+    ) -> tuple[StageShape, tuple[int, ...], tuple[float, ...]] | None:
+        """What the cluster's cost depends on, each rank's share and each device's usable bytes."""
+        shares = self._ranks(cluster, strategy, micro_batch_size)
+        if shares is None:
+            return None
+        tp, reserve_frac = strategy.tp, self.memory_reserve_frac
+        types = (device.type_name for device in cluster.devices[::tp])
+        limits = tuple(usable_bytes(device.memory_bytes, reserve_frac) for device in cluster.devices)
+        shape = StageShape(
+            ranks=tuple(dict.fromkeys(zip(types, shares, strict=True))),
+            spaces=tuple(dict.fromkeys((shares[i // tp], limit) for i, limit in enumerate(limits))),
+            strategy=strategy,
+            micro_batch_size=micro_batch_size,
+            busiest_sequences=_busiest_host_sequences(cluster, strategy, shares),
+            inner=(cluster.inner_bytes_per_s, cluster.inner_latency_s),
+            fabric=(cluster.site.fabric_bytes_per_s, cluster.site.fabric_latency_s),
+        )
+        return shape, shares, limits
 
     def _ranks(self, cluster: Cluster, strategy: Strategy, micro_batch_size: int) -> tuple[int, ...] | None:
         """Sequences of each data-parallel rank; None where the stage can't run as it was measured."""

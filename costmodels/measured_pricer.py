@@ -1,24 +1,24 @@
 """What a stage costs once its ranks and their shares are known; docs/measured.md has the formulas.
 
-Figures are kept by their arguments, since planning asks for the same ones many times over.
+Figures are kept by their arguments, since planning asks for the same ones many times over. Legend of array
+suffixes: L layers of the profile, R how many layers of a stage are recomputed (from none on), Q micro-batches
+in flight.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
+from numpy.typing import NDArray
+
 from costmodels.interface import FloatArray, Interval, Origin, Strategy
-from costmodels.measured import RunReplica, RunStage, ring_all_reduce_s, stage_update_s
-from costmodels.measured_memory import (
-    Holding,
-    fewest_recomputed,
-    held_bytes,
-    recomputable,
-    recomputed_mask,
-)
+from costmodels.measured import Carrier, ring_all_reduce_s, update_s
+from costmodels.measured_memory import Holding, StageBytes, recomputable, stage_bytes
 from costmodels.measured_profile import ExecutorFacts, LinkCurve, Profile, layer_times_L
-from costmodels.measured_traffic import gradient_sync_s, sharding_s, waiting_s
+from costmodels.measured_traffic import RememberingCurve, gradient_sync_s, sharding_s, waiting_s
 from costmodels.recompute import recompute_sequence
 from costmodels.workload import Workload
 
@@ -28,10 +28,40 @@ NUM_STAGES_MAX = 1 << 16
 
 Rank = tuple[str, int]
 """Device type and share of one data-parallel rank."""
+Space = tuple[int, float]
+"""Share and usable bytes of one device."""
 Rate = tuple[float, float]
 """Bytes per second and latency of a link."""
-Seconds = tuple[float, float, float, float]
-"""Forward, backward, exposed per micro-batch; once per step. Infinite where a link is missing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageShape:
+    """A stage as far as its cost goes: equal shapes cost the same.
+
+    `ranks` and `spaces` list what differs among the ranks and devices, once each. `busiest_sequences` of a
+    micro-batch go over the link of the busiest host. `inner` joins the ranks, `fabric` the site's hosts.
+    """
+
+    ranks: tuple[Rank, ...]
+    spaces: tuple[Space, ...]
+    strategy: Strategy
+    micro_batch_size: int
+    busiest_sequences: int
+    inner: Rate
+    fabric: Rate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageSeconds:
+    """Seconds of a micro-batch, backward by how many layers are recomputed; `sync_s` once per step.
+
+    Infinite where a link is missing.
+    """
+
+    forward_s: float
+    backward_s_R: tuple[float, ...]
+    exposed_s: float
+    sync_s: float
 
 
 class MeasuredPricer:
@@ -44,7 +74,8 @@ class MeasuredPricer:
         self._sequences: dict[int, tuple[int, ...]] = {}
         self.times = lru_cache(maxsize=1024)(self._times)
         self.seconds = lru_cache(maxsize=NUM_STAGES_MAX)(self._seconds)
-        self.memory = lru_cache(maxsize=NUM_STAGES_MAX)(self._memory)
+        self.bytes = lru_cache(maxsize=NUM_STAGES_MAX)(self._bytes)
+        self._carrier = lru_cache(maxsize=1024)(self._remembering)
 
     def curve(self, bytes_per_s: float, latency_s: float) -> LinkCurve:
         """The measured curve of a link with this rate, or a flat one of the rate and latency themselves."""
@@ -59,113 +90,108 @@ class MeasuredPricer:
             origin=Origin(kind="declared", note="rate and latency of the fleet's link"),
         )
 
+    def carrier(self, link: Rate) -> Carrier:
+        """The curve of a link with this rate."""
+        return self._carrier(*link)
+
     def border_sequence_bytes(self, border: int) -> float:
         """Output of layer `border - 1` for one sequence, at the degree where a device holds most of it."""
         return max(float(sizes.output_bytes_L[border - 1]) for sizes in self.profile.sizes.values())
 
-    def inner_borders(self, interval: Interval) -> list[int]:
-        """The ends of an interval that are borders to another stage."""
-        return [border for border in interval if 0 < border < self.profile.num_layers]
+    def recomputed_Q(
+        self, shape: StageShape, interval: Interval, in_flight_Q: FloatArray
+    ) -> NDArray[np.int64]:
+        """The fewest recomputed layers with which every device fits; all where nothing helps."""
+        numbers = [
+            self.bytes(shape.strategy, share, interval).fewest_recomputed_Q(in_flight_Q, limit)
+            for share, limit in shape.spaces
+        ]
+        most_Q: NDArray[np.int64] = np.max(numbers, axis=0)
+        return most_Q
+
+    def _remembering(self, bytes_per_s: float, latency_s: float) -> RememberingCurve:
+        return RememberingCurve(self.curve(bytes_per_s, latency_s))
 
     def _times(self, type_name: str, tp: int, share: int) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Forward, backward and update seconds of every layer."""
         return layer_times_L(self.profile, type_name, tp, share)
 
-    def _seconds(
-        self,
-        ranks: tuple[Rank, ...],
-        interval: Interval,
-        strategy: Strategy,
-        num_recomputed: int,
-        micro_batch: tuple[int, int],
-        inner: Rate,
-        fabric: Rate,
-    ) -> Seconds:
-        """Seconds of a stage; `micro_batch` is its size and the sequences of it over the busiest link."""
-        part, tp = slice(*interval), strategy.tp
-        order = self._recomputable(interval, tp)[:num_recomputed]
-        again = [interval[0] + i for i in order]
-        forward_s = backward_s = update_s = 0.0
-        for type_name, share in ranks:
-            forward_s_L, backward_s_L, _ = self.times(type_name, tp, share)
+    def _seconds(self, shape: StageShape, interval: Interval) -> StageSeconds:
+        part, strategy = slice(*interval), shape.strategy
+        again = [interval[0] + i for i in self._recomputable(interval, strategy.tp)]
+        forward_s = stepped_s = 0.0
+        backward_s_R = np.zeros(len(again) + 1)
+        for type_name, share in shape.ranks:
+            forward_s_L, backward_s_L, update_s_L = self.times(type_name, strategy.tp, share)
+            again_s_R = np.concatenate([[0.0], forward_s_L[again].cumsum()])
             forward_s = max(forward_s, float(forward_s_L[part].sum()))
-            backward_s = max(backward_s, float(backward_s_L[part].sum() + forward_s_L[again].sum()))
-            rank = RunReplica(type_name=type_name, tp=tp)
-            stage = RunStage(first=interval[0], end=interval[1], replicas=(rank,))
-            update_s = max(update_s, stage_update_s(self.profile, stage, share))
+            backward_s_R = np.maximum(backward_s_R, float(backward_s_L[part].sum()) + again_s_R)
+            stepped_s = max(stepped_s, update_s(self.profile, update_s_L, interval, strategy.tp))
         if strategy.zero > 0:
-            update_s /= strategy.dp
+            stepped_s /= strategy.dp
         exposed_s = 0.0
-        if strategy.zero >= 2 and inner[0] > 0.0:
-            exposed_s += sharding_s(self.profile, interval, strategy, self.curve(*inner))
-        if self.facts.blocking_transfers and fabric[0] > 0.0:
-            exposed_s += self._waiting_s(interval, micro_batch, fabric)
-        sync_s = self._sync_s(interval, strategy, inner, fabric) + update_s + self.facts.step_overhead_s
+        if strategy.zero >= 2 and shape.inner[0] > 0.0:
+            exposed_s += sharding_s(self.profile, interval, strategy, self.carrier(shape.inner))
+        if self.facts.blocking_transfers and shape.fabric[0] > 0.0:
+            exposed_s += self._waiting_s(shape, interval)
         beside_s = self.facts.micro_batch_overhead_s / 2.0
-        return forward_s + beside_s, backward_s + beside_s, exposed_s, sync_s
+        return StageSeconds(
+            forward_s=forward_s + beside_s,
+            backward_s_R=tuple((backward_s_R + beside_s).tolist()),
+            exposed_s=exposed_s,
+            sync_s=self._sync_s(shape, interval) + stepped_s + self.facts.step_overhead_s,
+        )
 
-    def _sync_s(self, interval: Interval, strategy: Strategy, inner: Rate, fabric: Rate) -> float:
+    def _sync_s(self, shape: StageShape, interval: Interval) -> float:
         """Seconds of gradients and tied weights per step; infinite where they need a link and have none."""
-        if strategy.dp > 1 and inner[0] <= 0.0:
+        if shape.strategy.dp > 1 and shape.inner[0] <= 0.0:
             return float("inf")
         seconds = 0.0
-        if strategy.dp > 1:
-            seconds += gradient_sync_s(self.profile, interval, strategy, self.curve(*inner))
+        if shape.strategy.dp > 1:
+            seconds += gradient_sync_s(self.profile, interval, shape.strategy, self.carrier(shape.inner))
         tied_bytes = self.profile.facts.tied_bytes
         holds_one_end = (interval[0] == 0) != (interval[1] == self.profile.num_layers)
         if holds_one_end and tied_bytes > 0.0:
-            outer = (fabric[0] or inner[0], fabric[1])
+            outer = (shape.fabric[0] or shape.inner[0], shape.fabric[1])
             if outer[0] <= 0.0:
                 return float("inf")
-            seconds += ring_all_reduce_s(self.curve(*outer), tied_bytes, 2)
+            seconds += ring_all_reduce_s(self.carrier(outer), tied_bytes, 2)
         return seconds
 
-    def _waiting_s(self, interval: Interval, micro_batch: tuple[int, int], fabric: Rate) -> float:
+    def _waiting_s(self, shape: StageShape, interval: Interval) -> float:
         """Seconds per micro-batch that a stage is charged for waiting on transfers over the site's fabric.
 
         A site without a fabric has links to other sites alone, which are priced as the borders' own time.
         """
-        size, num_sequences = micro_batch
-        curve = self.curve(*fabric)
+        carrier = self.carrier(shape.fabric)
         round_trips_s = sum(
-            2.0 * curve.transfer_s(self.border_sequence_bytes(border) * num_sequences)
-            for border in self.inner_borders(interval)
+            2.0 * carrier.transfer_s(self.border_sequence_bytes(border) * shape.busiest_sequences)
+            for border in self._inner_borders(interval)
         )
-        return waiting_s(round_trips_s, self._workload.job.sequences_per_step // size)
+        return waiting_s(round_trips_s, self._workload.job.sequences_per_step // shape.micro_batch_size)
 
-    def _memory(
-        self,
-        interval: Interval,
-        strategy: Strategy,
-        spaces: tuple[tuple[int, float], ...],
-        in_flight: int,
-    ) -> tuple[int, Mapping[int, Mapping[str, float]]]:
-        """Layers recomputed so that every (share, limit) fits, and the bytes by kind of each share."""
-        borders = self.inner_borders(interval)
-        held = {
-            share: Holding(
-                interval=interval,
-                tp=strategy.tp,
-                dp=strategy.dp,
-                zero=strategy.zero,
-                share=share,
-                in_flight=in_flight,
-                border_sequence_bytes=sum(self.border_sequence_bytes(border) for border in borders),
-                overhead_bytes=self.facts.overhead_bytes,
-            )
-            for share, _ in spaces
-        }
-        order = self._recomputable(interval, strategy.tp)
-        number = max(fewest_recomputed(self.profile, held[share], order, limit) for share, limit in spaces)
-        return number, {
-            share: held_bytes(self.profile, each, recomputed_mask(each, order, number))
-            for share, each in held.items()
-        }
+    def _bytes(self, strategy: Strategy, share: int, interval: Interval) -> StageBytes:
+        """Bytes of a device with this share of each micro-batch."""
+        borders = self._inner_borders(interval)
+        held = Holding(
+            interval=interval,
+            tp=strategy.tp,
+            dp=strategy.dp,
+            zero=strategy.zero,
+            share=share,
+            border_sequence_bytes=sum(self.border_sequence_bytes(border) for border in borders),
+            overhead_bytes=self.facts.overhead_bytes,
+        )
+        return stage_bytes(self.profile, held, self._recomputable(interval, strategy.tp))
 
-    def _recomputable(self, interval: Interval, tp: int) -> list[int]:
+    def _inner_borders(self, interval: Interval) -> list[int]:
+        """The ends of an interval that are borders to another stage."""
+        return [border for border in interval if 0 < border < self.profile.num_layers]
+
+    def _recomputable(self, interval: Interval, tp: int) -> Sequence[int]:
         """Layers of the interval that may be recomputed, best first; none where job or executor forbid it."""
         if not self.facts.recompute:
-            return []
+            return ()
         if tp not in self._sequences:
             self._sequences[tp] = recompute_sequence(self._workload, tp=tp)
         return recomputable(self.profile, tp, interval, self._sequences[tp])

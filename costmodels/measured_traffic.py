@@ -5,19 +5,34 @@ Legend of array suffixes: N layers of one stage.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from costmodels.interface import Interval, Strategy
-from costmodels.measured import ring_all_reduce_s
+from costmodels.measured import Carrier, ring_all_reduce_s
 from costmodels.measured_profile import LinkCurve, Profile, layer_sizes
 
+NUM_PAYLOADS_MAX = 1 << 14
 
-def ring_gather_s(curve: LinkCurve, payload_bytes: float, num_ranks: int) -> float:
+
+class RememberingCurve:
+    """A link curve that works out each payload once."""
+
+    def __init__(self, curve: LinkCurve) -> None:
+        self._seconds = lru_cache(maxsize=NUM_PAYLOADS_MAX)(curve.transfer_s)
+
+    def transfer_s(self, payload_bytes: float) -> float:
+        """Seconds to move one payload over the idle link."""
+        return self._seconds(payload_bytes)
+
+
+def ring_gather_s(curve: Carrier, payload_bytes: float, num_ranks: int) -> float:
     """Seconds of a ring all-gather or reduce-scatter: n - 1 steps of one n-th of the payload."""
     if num_ranks < 2:
         return 0.0
     return (num_ranks - 1) * curve.transfer_s(payload_bytes / num_ranks)
 
 
-def gradient_sync_s(profile: Profile, interval: Interval, strategy: Strategy, curve: LinkCurve) -> float:
+def gradient_sync_s(profile: Profile, interval: Interval, strategy: Strategy, curve: Carrier) -> float:
     """Seconds once per step until all data-parallel ranks of a stage hold the same weights again.
 
     ZeRO-0 sums gradients in a ring; ZeRO-1 scatters them and gathers the updated weights; ZeRO-2 gathers the
@@ -36,7 +51,7 @@ def gradient_sync_s(profile: Profile, interval: Interval, strategy: Strategy, cu
     return ring_gather_s(curve, updated_bytes, strategy.dp) if strategy.zero == 2 else 0.0
 
 
-def sharding_s(profile: Profile, interval: Interval, strategy: Strategy, curve: LinkCurve) -> float:
+def sharding_s(profile: Profile, interval: Interval, strategy: Strategy, curve: Carrier) -> float:
     """Seconds per micro-batch of ZeRO-2 and ZeRO-3 traffic, layer by layer, hidden behind nothing.
 
     Level 2 scatters each layer's gradients; level 3 also gathers its weights for forward and for backward.

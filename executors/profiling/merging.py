@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from costmodels.interface import Origin
-from costmodels.measured_memory import Holding, held_bytes
+from costmodels.measured_memory import Holding, stage_bytes
 from costmodels.measured_profile import (
     ASSUMED,
     DECLARED,
@@ -202,11 +202,12 @@ def overhead_bytes(profile: Profile, one: ExecutorAnswer, num_stages: int) -> fl
         interval=(0, len(one.layers)),
         tp=1,
         share=one.micro_batch_size,
-        in_flight=one.in_flight,
         border_sequence_bytes=(0.0 if is_first else float(sizes.output_bytes_L[one.layers[0] - 1]))
         + (0.0 if is_last else float(sizes.output_bytes_L[one.layers[-1]])),
         overhead_bytes=0.0,
     )
     if num_stages > 1:
         stage = replace(stage, facts=replace(stage.facts, tied_params=0.0))
-    return max(float(one.base_bytes), one.peak_bytes - sum(held_bytes(stage, held).values()))
+    return max(
+        float(one.base_bytes), one.peak_bytes - sum(stage_bytes(stage, held).kinds(one.in_flight, 0).values())
+    )

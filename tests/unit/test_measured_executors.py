@@ -319,6 +319,16 @@ def test_the_fewest_layers_are_recomputed(held: int, size: int, memory: float) -
         assert number == 3
 
 
+def test_the_fullest_device_decides_what_is_recomputed() -> None:
+    """Shares of three and one: only the first device is short of memory."""
+    model = MeasuredCostModel(WORKLOAD, profile=profile_of(ABLE, slower=3.0))
+    tight = stage_of(model, (1, 3), "AB", size=4, held=3, memory=2e8)
+    alone = stage_of(model, (1, 3), "B", size=1, held=3, memory=2e8)
+    assert (tight.shares, alone.recompute_layers) == ((3, 1), 0)
+    assert tight.recompute_layers > 0
+    assert tight.fits
+
+
 def test_recomputing_needs_the_job_and_the_executor_to_allow_it() -> None:
     assert recompute_sequence(WORKLOAD) == (1, 2, 3, 4)
     rigid = MeasuredCostModel(WORKLOAD, profile=profile_of(replace(ABLE, recompute=False)))
@@ -371,6 +381,31 @@ def test_each_executor_has_its_own_facts() -> None:
         MeasuredCostModel(WORKLOAD, profile=profile).for_executor("deepspeed")
     assert caught.value.code == "profile-executor-missing"
     assert executor_facts(replace(profile, executors={}), "deepspeed") == ExecutorFacts()
+
+
+@given(
+    types=st.sampled_from(("A", "AA", "AAA", "AB", "BBA")),
+    zero=st.integers(0, 3),
+    size=st.sampled_from((1, 2, 4)),
+    memory=st.floats(5e7, 5e8),
+    blocking=st.booleans(),
+)
+@settings(max_examples=80, deadline=None)
+def test_the_table_holds_what_single_stages_cost(
+    types: str, zero: int, size: int, memory: float, blocking: bool
+) -> None:
+    model = MeasuredCostModel(WORKLOAD, profile=profile_of(replace(ABLE, blocking_transfers=blocking)))
+    cluster, strategy = cluster_of(types, memory=memory), Strategy(dp=len(types), zero=zero)
+    intervals = tuple((a, b) for a in range(NUM_LAYERS) for b in range(a + 1, NUM_LAYERS + 1))
+    table = model.stage_table(cluster, intervals, strategy, size, 4)
+    for k, interval in enumerate(intervals):
+        for held in range(1, 5):
+            cost = model.stage(cluster, interval, strategy, size, held)
+            found = table.busy_s_KQ[k, held - 1], table.sync_s_KQ[k, held - 1]
+            if cost is None or not cost.fits:
+                assert found == (np.inf, 0.0)
+            else:
+                assert found == (cost.busy_s, cost.sync_s)
 
 
 def test_replays_get_transfers_as_the_borders_own() -> None:
