@@ -183,8 +183,10 @@ class DeviceOracle:
             if o.strategy.tp == 1 and o.num_kinds == 1 and micro_batch_size % o.strategy.dp == 0
         ]
         yield plain, 1
-        for width in {o.strategy.dp for o in plain}:
-            yield [o for o in plain if o.strategy.dp == width and o.strategy.zero <= 1], job.max_stages
+        # One configuration holds for all stages of a pipeline.
+        for width, zero in {(o.strategy.dp, o.strategy.zero) for o in plain if o.strategy.zero <= 1}:
+            equal = [o for o in plain if (o.strategy.dp, o.strategy.zero) == (width, zero)]
+            yield equal, job.max_stages
 
     def _stage(
         self, option: Option, interval: tuple[int, int], size: int, in_flight: int

@@ -304,7 +304,7 @@ def test_examples_load_and_agree(name: str) -> None:
 
 
 def test_the_examples_are_what_they_are_said_to_be() -> None:
-    assert EXAMPLES == ("hospital", "thousand", "two-hospitals-and-a-lab", "university")
+    assert EXAMPLES == ("desk", "hospital", "thousand", "two-hospitals-and-a-lab", "university")
     hospital = load_example("hospital")
     assert Counter(device.type_name for device in hospital.fleet.devices) == {
         "A100-80GB": 4,
