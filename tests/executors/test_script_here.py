@@ -86,7 +86,7 @@ def test_every_rank_is_told_its_part_of_the_plan(tmp_path: Path) -> None:
         assert (told["argv"], told["name"]) == ([f"{tmp_path}/train.py", "--lr", "1e-3"], "__main__")
         assert (told["cwd"], told["path"]) == (str(tmp_path), str(tmp_path))
         assert told["folder"] == str(tmp_path / "run" / "lab-r0")
-        assert not told["torch"]
+        assert not told["torch"] or "torch" in sys.modules, "a forked rank has what this process has"
 
 
 def test_the_environment_says_the_same(tmp_path: Path) -> None:
