@@ -44,7 +44,6 @@ def simulate_plan(
     rebuilt = rebuild(plan)
     fleet = rebuilt.inputs.fleet
     require_options(plan, fleet, options)
-    # Who waits for a transfer is what the replay finds out.
     model = without_waiting(priced_for(model or rebuilt.problem.cost_model, rebuilt.problem.executor))
     pricer = ChainPricer(
         fleet=fleet,
