@@ -130,10 +130,11 @@ def role_of(pid: int) -> str:
     except OSError:
         return "process"
     for name, role in (
-        ("executors.training.worker", "a rank"),
+        # The worker's name stands in the arguments of the processes that start it, too.
         ("executors.rank_starter", "the rank starter"),
         ("deepspeed.launcher.launch", "the node launcher"),
         ("deepspeed.launcher.runner", "the runner"),
+        ("executors.training.worker", "a rank"),
         ("executors.agent", "the agent"),
         ("planner.cli.main", "the launcher"),
     ):
