@@ -80,5 +80,5 @@ def test_every_row_asked_for_is_there() -> None:
     keys = [row.key for row in build_rows(num_seeds=3, sweep=1)]
     sizes = ["64-lora", "64-full", "256-lora", "256-full", "1024-lora", "1024-full"]
     singles = ["one-replica-64", "one-replica-256"]
-    others = ["baselines", "chain", "stage3d", "measured", "bad-input"]
+    others = ["baselines", "chain", "stage3d", "measured", "overhead", "bad-input"]
     assert keys == ["agreement", "hospital", "18", *sizes, "thousand", *singles, *others]
