@@ -21,7 +21,8 @@ class Holding:
     """What decides the bytes of a device besides the profile and the micro-batches in flight.
 
     `interval` are its layers, `share` its sequences of each micro-batch. `border_sequence_bytes` sums one
-    sequence's tensor over the stage's borders. `overhead_bytes` None takes that of the profile.
+    sequence's tensor over the stage's borders. `overhead_bytes` None takes that of the profile. A process
+    holds `activation_factor` bytes for each byte of activations, of what a layer works with and of borders.
     """
 
     interval: Interval
@@ -31,6 +32,12 @@ class Holding:
     share: int = 1
     border_sequence_bytes: float = 0.0
     overhead_bytes: float | None = None
+    activation_factor: float = 1.0
+
+    @property
+    def held_sequences(self) -> float:
+        """By what the bytes of one sequence are multiplied."""
+        return self.share * self.activation_factor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,19 +115,19 @@ def stage_bytes(profile: Profile, held: Holding, order: Sequence[int] = ()) -> S
     part = slice(*held.interval)
     weight_bytes, trained = _state(profile, held)
     kept_N = sizes.activation_bytes_L[part]
-    needed_N = sizes.needed_L[part] * held.share + _gathered_bytes_N(profile, held)
+    needed_N = sizes.needed_L[part] * held.held_sequences + _gathered_bytes_N(profile, held)
     saved_N = saved_bytes_N(profile, held.tp, held.interval)
     saved_R = np.concatenate([[0.0], saved_N[list(order)].cumsum()])
-    again_R = np.maximum.accumulate([0.0, *((needed_N + saved_N * held.share)[list(order)])])
+    again_R = np.maximum.accumulate([0.0, *((needed_N + saved_N * held.held_sequences)[list(order)])])
     parts = [held.dp if held.zero >= level else 1 for level in (3, 2, 1)]
     gradients = trained * facts.gradient_bytes_per_param / parts[1]
     return StageBytes(
         weights=weight_bytes / parts[0],
         gradients=gradients,
         optimiser=trained * facts.optimiser_bytes_per_param / parts[2],
-        kept_R=(float(kept_N.sum()) - saved_R) * held.share,
+        kept_R=(float(kept_N.sum()) - saved_R) * held.held_sequences,
         working_R=np.maximum(float(needed_N.max()), again_R),
-        borders=2.0 * held.border_sequence_bytes * held.share,
+        borders=2.0 * held.border_sequence_bytes * held.held_sequences,
         overhead=facts.overhead_bytes if held.overhead_bytes is None else held.overhead_bytes,
         copied=gradients if held.dp > 1 and held.zero < 2 else 0.0,
     )

@@ -181,6 +181,7 @@ class MeasuredPricer:
             share=share,
             border_sequence_bytes=sum(self.border_sequence_bytes(border) for border in borders),
             overhead_bytes=self.facts.overhead_bytes,
+            activation_factor=self.facts.activation_factor,
         )
         return stage_bytes(self.profile, held, self._recomputable(interval, strategy.tp))
 

@@ -152,14 +152,17 @@ class ExecutorFacts:
 
     `blocking_transfers`: whether both stages at a border wait while a tensor crosses it. A stage spends
     `micro_batch_overhead_s` on every micro-batch and `step_overhead_s` on every step outside its layers. A
-    process holds `overhead_bytes` before the first weight (None: as in `RunFacts`). `zero_levels`, unequal
-    shares of a micro-batch and recomputed layers are impossible unless listed here.
+    process holds `overhead_bytes` before the first weight (None: as in `RunFacts`), and
+    `activation_factor` bytes for each byte of activations, of what a layer works with and of borders: gaps of
+    the allocator and what the engine keeps beside. `zero_levels`, unequal shares of a micro-batch and
+    recomputed layers are impossible unless listed here.
     """
 
     blocking_transfers: bool = False
     step_overhead_s: float = 0.0
     micro_batch_overhead_s: float = 0.0
     overhead_bytes: float | None = None
+    activation_factor: float = 1.0
     zero_levels: tuple[int, ...] = (0,)
     unequal_shares: bool = False
     recompute: bool = False

@@ -121,8 +121,8 @@ def _fact_faults(part: str, facts: RunFacts | ExecutorFacts) -> Iterator[Fault]:
                 yield Fault(place=place, value=repr(value)[:60], limit="true or false")
         elif not _is_amount(value):
             yield Fault(place=place, value=repr(value)[:60], limit="a number of 0 or more")
-        elif entry.name == "memory_bytes_per_s" and value == 0:
-            yield Fault(place=place, value="0", limit="a rate above 0")
+        elif entry.name in ("memory_bytes_per_s", "activation_factor") and value == 0:
+            yield Fault(place=place, value="0", limit="more than 0")
 
 
 def _job_faults(job: ProfiledJob) -> Iterator[Fault]:

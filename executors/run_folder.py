@@ -7,6 +7,8 @@ from pathlib import Path
 CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
 REPORT = "report.json"
+LAYERS = "layers.json"
+PROFILE = "profile.json"
 ADAPTER = "adapter"
 MODEL = "model"
 BASE = "base"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from costmodels.profile_io import save_profile
 from executors.addresses import free_port
 from executors.agent_spec import file_name
 from executors.base import LaunchSpec
@@ -18,7 +19,8 @@ from executors.locks import LAUNCH_LOCK
 from executors.outcome import Deadlines, LaunchOutcome, Status
 from executors.relaunch import run_with_failover
 from executors.remote import Transport
-from executors.run_folder import CHECKPOINTS, REPORT, checkpoint_steps
+from executors.profiling.reported import profile_of_launch
+from executors.run_folder import CHECKPOINTS, LAYERS, PROFILE, REPORT, checkpoint_steps
 from executors.script.report import write_script_report
 from executors.supervisor import supervise
 from planner.canonical import inputs_from_documents
@@ -29,11 +31,15 @@ from policies.errors import InputError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """How a launch ended, with the reports of replicas that finished where they can be read here."""
+    """How a launch ended, with the reports of replicas that finished where they can be read here.
+
+    `profile` is the file with what their layers took, where they could tell.
+    """
 
     folder: Path
     outcome: LaunchOutcome
     reports: Mapping[str, Mapping[str, Any]]
+    profile: Path | None = None
 
 
 def run_launches(
@@ -65,6 +71,7 @@ def run_launches(
         _require_fresh(launch)
     for spec in specs:
         (spec.folder / REPORT).unlink(missing_ok=True)
+        (spec.folder / LAYERS).unlink(missing_ok=True)
     log = EventLog(folder / (EVENTS_FILE if node is None else f"events-{file_name(node)}.jsonl"))
 
     def tell(event: Event) -> None:
@@ -86,7 +93,16 @@ def run_launches(
         for spec in prepare.newest.values():
             if spec.script is not None:
                 write_script_report(spec, folder / EVENTS_FILE, plan.tokens_per_step)
-    return Ended(folder=folder, outcome=outcome, reports=_reports(specs, outcome))
+    reports = _reports(specs, outcome)
+    return Ended(folder=folder, outcome=outcome, reports=reports, profile=_write_profile(plan, reports, folder))
+
+
+def _write_profile(plan: Plan, reports: Mapping[str, Mapping[str, Any]], folder: Path) -> Path | None:
+    found = profile_of_launch(plan, reports, {name: folder / name for name in reports})
+    if found is None:
+        return None
+    save_profile(found, folder / PROFILE)
+    return folder / PROFILE
 
 
 class _Preparing:

@@ -63,18 +63,17 @@ class ExecutorAnswer:
     """What one rank of an executor's pipeline measured beside its layers, which are given by position.
 
     `update_s` is the optimiser's part of its best step, `base_bytes` what the process held before the first
-    weight. A rank for which the chain had no layer left has none.
+    weight, `peaks_bytes` the most it held by micro-batch size, ascending. A rank for which the chain had no layer left has none.
     """
 
     rank: int
     executor: str
     micro_batch_overhead_s: float
     update_s: float
-    peak_bytes: int
+    peaks_bytes: Mapping[int, int]
     base_bytes: int
     layers: tuple[int, ...]
     in_flight: int
-    micro_batch_size: int
     step_s: Sequence[float]
 
 
@@ -98,7 +97,8 @@ def rank_answer_from_json(value: Mapping[str, Any]) -> RankAnswer:
 
 def executor_answer_from_json(value: Mapping[str, Any]) -> ExecutorAnswer:
     """The answer that `answer_to_json` wrote."""
-    return ExecutorAnswer(**{**value, "layers": tuple(value["layers"])})
+    peaks_bytes = {int(size): peak_bytes for size, peak_bytes in value["peaks_bytes"].items()}
+    return ExecutorAnswer(**{**value, "layers": tuple(value["layers"]), "peaks_bytes": peaks_bytes})
 
 
 def spans_from_json(value: Mapping[str, Any]) -> LayerSpans:

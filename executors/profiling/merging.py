@@ -35,6 +35,8 @@ from planner.execution import DEEPSPEED, TORCH
 from policies.errors import InputError
 
 ALL_LEVELS = (0, 1, 2, 3)
+PER_SEQUENCE = ("activations", "working", "borders")
+FACTOR_MAX = 4.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +165,7 @@ def _facts(
     Its optimiser's seconds beyond those that the profile has for the layers are its overhead of a step.
     """
     measured = Origin(kind=MEASURED, note=f"pipeline of {len(members)} ranks; {note}")
+    factor = activation_factor(profile, members)
     beyond = []
     for one in members:
         update_s_L = profile.times[types[one.rank]][1].update_s_ML[0]
@@ -171,7 +174,8 @@ def _facts(
         blocking_transfers=name == DEEPSPEED,
         step_overhead_s=max(0.0, float(np.mean(beyond))),
         micro_batch_overhead_s=ratio * float(np.mean([one.micro_batch_overhead_s for one in members])),
-        overhead_bytes=max(overhead_bytes(profile, one, len(members)) for one in members),
+        overhead_bytes=max(overhead_bytes(profile, one, len(members), factor) for one in members),
+        activation_factor=factor,
         zero_levels=ALL_LEVELS,
         unequal_shares=name == TORCH,
         recompute=True,
@@ -180,16 +184,45 @@ def _facts(
             "step_overhead_s": measured,
             "micro_batch_overhead_s": measured,
             "overhead_bytes": measured,
+            "activation_factor": measured,
             "zero_levels": Origin(kind=ASSUMED, note="gathers and scatters by link curves, none hidden"),
         },
     )
 
 
-def overhead_bytes(profile: Profile, one: ExecutorAnswer, num_stages: int) -> float:
+def activation_factor(profile: Profile, members: Sequence[ExecutorAnswer]) -> float:
+    """Bytes held for each byte of activations: how the peaks grow with the micro-batch, over the ranks.
+
+    1 where only one size was measured.
+    """
+    grown_bytes = grown_activation_bytes = 0.0
+    for one in members:
+        small, large = min(one.peaks_bytes), max(one.peaks_bytes)
+        grown_bytes += one.peaks_bytes[large] - one.peaks_bytes[small]
+        for size, sign in ((large, 1.0), (small, -1.0)):
+            kinds = _kinds(profile, one, size, len(members))
+            grown_activation_bytes += sign * sum(kinds[kind] for kind in PER_SEQUENCE)
+    if grown_bytes <= 0.0 or grown_activation_bytes <= 0.0:
+        return 1.0
+    return float(np.clip(grown_bytes / grown_activation_bytes, 1.0 / FACTOR_MAX, FACTOR_MAX))
+
+
+def overhead_bytes(profile: Profile, one: ExecutorAnswer, num_stages: int, factor: float = 1.0) -> float:
     """Bytes of a rank that the sizes of its layers don't account for, and at least what it began with.
 
-    Libraries, buffers of the engine and gaps of the allocator, as they were at the measured size.
+    Libraries and buffers of the engine, as they were at the size that leaves most of them.
     """
+    beside = [
+        peak_bytes - sum(_kinds(profile, one, size, num_stages, factor).values())
+        for size, peak_bytes in one.peaks_bytes.items()
+    ]
+    return max(float(one.base_bytes), *beside)
+
+
+def _kinds(
+    profile: Profile, one: ExecutorAnswer, size: int, num_stages: int, factor: float = 1.0
+) -> dict[str, float]:
+    """Bytes of a rank by kind, as its layers' sizes say, at a micro-batch size."""
     sizes = profile.sizes[1]
     columns = {
         column.name: getattr(sizes, column.name)[list(one.layers)]
@@ -201,13 +234,12 @@ def overhead_bytes(profile: Profile, one: ExecutorAnswer, num_stages: int) -> fl
     held = Holding(
         interval=(0, len(one.layers)),
         tp=1,
-        share=one.micro_batch_size,
+        share=size,
         border_sequence_bytes=(0.0 if is_first else float(sizes.output_bytes_L[one.layers[0] - 1]))
         + (0.0 if is_last else float(sizes.output_bytes_L[one.layers[-1]])),
         overhead_bytes=0.0,
+        activation_factor=factor,
     )
     if num_stages > 1:
         stage = replace(stage, facts=replace(stage.facts, tied_params=0.0))
-    return max(
-        float(one.base_bytes), one.peak_bytes - sum(stage_bytes(stage, held).kinds(one.in_flight, 0).values())
-    )
+    return stage_bytes(stage, held).kinds(one.in_flight, 0)

@@ -9,6 +9,7 @@ from costmodels.workload import Workload
 from executors.layout import Layout, Rank
 from executors.profiling.layer_clock import LayerClock
 from planner.plan import ReplicaPlan, StagePlan
+from planner.training import PipelineSchedule, TrainingJob
 
 BLOCKS_PER_KIND = 2
 
@@ -71,6 +72,16 @@ class ClockedChain:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._chain, name)
+
+
+def layers_can_be_told(replica: ReplicaPlan, training: TrainingJob) -> bool:
+    """Whether a launch of this replica times each layer as a profile counts it.
+
+    A sharded layer's seconds hold its communication, a recomputed one's backward pass another forward pass,
+    and a virtual pipeline runs a stage's layers in more than one pass.
+    """
+    one_pass = training.pipeline is PipelineSchedule.ONE_FORWARD_ONE_BACKWARD
+    return one_pass and all(s.tp == 1 and s.zero < 3 and s.recompute == 0 for s in replica.stages)
 
 
 def even_cuts(num_layers: int, num_stages: int) -> tuple[int, ...]:

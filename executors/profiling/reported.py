@@ -1,128 +1,196 @@
-"""A launch's own layers: its best steps are kept while it runs, and make a profile afterwards. No torch here.
-
-A worker gives its engine a chain that a `LayerClock` watches (`ClockedChain`) and that clock, calls
-`KeptSteps.step_done` after each step, and puts `KeptSteps.document` into its summary.
-"""
+"""A launch as a profile: the layers of its ranks' best steps, beside what it was planned from. No torch here."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from costmodels.interface import Origin
-from costmodels.measured_profile import DECLARED, MEASURED, ExecutorFacts, LinkCurve, Profile
+from costmodels.measured_profile import DECLARED, MEASURED, ExecutorFacts, Profile
+from costmodels.profile_io import profile_from_document
 from costmodels.workload import Workload
-from executors.profiling.answers import spans_from_json
-from executors.profiling.layer_clock import LayerClock
+from executors.layout import Layout, layout_of
+from executors.profiling.answers import ExecutorAnswer, spans_from_json
 from executors.profiling.layers import DeviceMeasurements, build_profile_from_spans
-from executors.profiling.merging import ALL_LEVELS
-from executors.profiling.spans import BOTH, LayerSpans, wall_per_cpu
-from executors.training.clock import Kind
+from executors.profiling.merging import ALL_LEVELS, overhead_bytes
+from executors.profiling.spans import LayerSpans, wall_per_cpu
+from executors.run_folder import LAYERS
+from planner.canonical import inputs_from_documents
 from planner.execution import DEEPSPEED, TORCH
+from planner.plan import Plan, ReplicaPlan
 
-NUM_KEPT = 8
-AFTER_PASSES = (Kind.OPTIMISER, Kind.SYNC)
-CPU = 1
+FASTEST_MEMORY_BYTES_PER_S = 1e13
+"""No optimiser is held back by memory that nobody measured."""
 
 
-class KeptSteps:
-    """The steps of one rank whose layers took the fewest CPU seconds: no run is too long for its report."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportedRank:
+    """What one rank of a launch measured: its layers' spans, and seconds and bytes beside them.
 
-    def __init__(self, clock: LayerClock, *, micro_batch_size: int, micro_batches: int) -> None:
-        self._clock = clock
-        self._size, self._count = micro_batch_size, micro_batches
-        self._kept: list[tuple[float, LayerSpans, float, float]] = []
+    `update_s` are the CPU seconds of an optimiser step, `outside_s` those of a micro-batch beside layers and
+    transfers, `peak_bytes` the most it held. `in_flight` and `pipelined` are its stage's and its replica's.
+    """
 
-    def step_done(self, cpu_s: float) -> None:
-        """Keep what the clock has of the step just done, which took so many CPU seconds of this thread."""
-        spans = self._clock.take(micro_batch_size=self._size, micro_batches=self._count)
-        others = self._clock.take_others()
-        passes_s = sum(
-            span[CPU] for way in BOTH for entries in getattr(spans, way).values() for span in entries
+    device_type: str
+    executor: str
+    spans: LayerSpans
+    update_s: float
+    outside_s: float
+    peak_bytes: int
+    in_flight: int
+    pipelined: bool
+    sharded: bool
+
+
+def profile_of_launch(
+    plan: Plan, reports: Mapping[str, Mapping[str, Any]], folders: Mapping[str, Path]
+) -> Profile | None:
+    """The profile that the finished replicas of a plan make; None where they can't tell their layers.
+
+    Links, and what the plan's own profile measured of sizes, stay as they were planned with; links that
+    nobody measured are left to the fleet's rates. A device type counts where its ranks ran every kind of
+    layer; one that did not keeps what it was planned with, if that was measured.
+    """
+    inputs = inputs_from_documents(plan.inputs)
+    ranks: list[ReportedRank] = []
+    for boundary in plan.boundaries:
+        for replica in boundary.replicas:
+            if replica.id not in reports or not (folders[replica.id] / LAYERS).is_file():
+                continue
+            documents = json.loads((folders[replica.id] / LAYERS).read_text(encoding="utf-8"))
+            layout = layout_of(inputs.fleet, replica)
+            types = {device.device_id: device.type_name for device in inputs.fleet.devices}
+            ranks += _ranks_of(replica, layout, types, reports[replica.id], documents)
+    ranks = _of_covered_types(inputs.workload, ranks)
+    if not ranks:
+        return None
+    planned = plan.settings.get("cost_model_settings", {}).get("profile")
+    base = None if planned is None else profile_from_document(planned)
+    return profile_from_ranks(inputs.workload, ranks, base=base)
+
+
+def _ranks_of(
+    replica: ReplicaPlan,
+    layout: Layout,
+    types: Mapping[str, str],
+    report: Mapping[str, Any],
+    documents: Sequence[Mapping[str, Any] | None],
+) -> Iterable[ReportedRank]:
+    """Ranks that kept a step; a replica that went on after a loss is another one than planned."""
+    if report["executor"] != replica.executor or len(documents) != layout.world_size:
+        return
+    for rank, document, told in zip(layout.ranks, documents, report["ranks"], strict=True):
+        stage = replica.stages[rank.stage]
+        if document is None or not document["forward"]:
+            continue
+        yield ReportedRank(
+            device_type=types[rank.device],
+            executor=replica.executor,
+            spans=spans_from_json(document),
+            update_s=document["update_s"],
+            outside_s=document["outside_s"],
+            peak_bytes=told["peak_bytes"],
+            in_flight=stage.in_flight,
+            pipelined=len(replica.stages) > 1,
+            sharded=stage.zero > 0,
         )
-        update_s = sum(span[CPU] for kind in AFTER_PASSES for span in others.get(kind, ()))
-        beside_s = sum(span[CPU] for entries in others.values() for span in entries)
-        outside_s = max(0.0, cpu_s - passes_s - beside_s) / self._count
-        self._kept.append((passes_s, spans, update_s, outside_s))
-        self._kept.sort(key=lambda kept: kept[0])
-        del self._kept[NUM_KEPT:]
 
-    def document(self) -> dict[str, Any]:
-        """What stands in the rank's summary: spans of the kept steps, and means beside them."""
-        kept = [spans for _, spans, _, _ in self._kept]
 
-        def joined(way: str) -> dict[int, list[Sequence[float]]]:
-            layers = getattr(kept[0], way) if kept else ()
-            return {i: [list(span) for spans in kept for span in getattr(spans, way)[i]] for i in layers}
-
-        return {
-            "micro_batch_size": self._size,
-            "micro_batches": self._count,
-            "forward": joined("forward"),
-            "backward": joined("backward"),
-            "update_s": float(np.mean([update_s for _, _, update_s, _ in self._kept])) if kept else 0.0,
-            "outside_s": float(np.mean([outside_s for *_, outside_s in self._kept])) if kept else 0.0,
-        }
+def _of_covered_types(workload: Workload, ranks: Sequence[ReportedRank]) -> list[ReportedRank]:
+    """Ranks of the device types that ran every kind of layer."""
+    kinds = [layer.kind for layer in workload.layers]
+    ran: dict[str, set[str]] = {}
+    for rank in ranks:
+        ran.setdefault(rank.device_type, set()).update(kinds[i] for i in rank.spans.forward)
+    return [rank for rank in ranks if ran[rank.device_type] == set(kinds)]
 
 
 def profile_from_ranks(
-    workload: Workload,
-    documents: Sequence[tuple[str, Mapping[str, Any]]],
-    *,
-    executor: str,
-    inner: Mapping[tuple[str, int], LinkCurve] | None = None,
-    outer: Mapping[tuple[str, str], LinkCurve] | None = None,
-    overhead_bytes: float = 0.0,
-    memory_bytes_per_s: float = 1e10,
-    note: str = "a launch",
+    workload: Workload, ranks: Sequence[ReportedRank], *, base: Profile | None = None, note: str = "a launch"
 ) -> Profile:
-    """The profile that the ranks of a launch make: device type and `KeptSteps.document` of each.
+    """The profile that these ranks make; sizes and links are those of `base`, or of workload and fleet.
 
-    Sizes are those of the workload; the links are given. Every rank's layers count for its device type, and
-    together they must cover every kind of layer.
+    The ranks of each device type must have run every kind of layer.
 
     Raises:
         InputError: `profile-incomplete`.
     """
-    spans = [(name, spans_from_json(document), document) for name, document in documents]
-    types = dict.fromkeys(name for name, _, _ in spans)
-    trained_L = [layer.trainable_params for layer in workload.layers]
-
-    def measured(type_name: str) -> DeviceMeasurements:
-        own = [(each, document) for name, each, document in spans if name == type_name]
-        per_param = [
-            document["update_s"] / sum(trained_L[i] for i in each.forward)
-            for each, document in own
-            if sum(trained_L[i] for i in each.forward) > 0
-        ]
-        return DeviceMeasurements(
-            spans=[each for each, _ in own],
-            update_s_per_param=float(np.mean(per_param)) if per_param else 0.0,
-            memory_bytes_per_s=memory_bytes_per_s,
-        )
-
     profile = build_profile_from_spans(
         workload,
-        {name: measured(name) for name in types},
-        inner=inner,
-        outer=outer,
-        overhead_bytes=overhead_bytes,
+        {
+            name: _measurements(workload, [r for r in ranks if r.device_type == name], base)
+            for name in dict.fromkeys(rank.device_type for rank in ranks)
+        },
+        inner={} if base is None else base.inner,
+        outer={} if base is None else base.outer,
         note=note,
     )
-    ratio = wall_per_cpu([each for _, each, _ in spans])
-    facts = ExecutorFacts(
-        blocking_transfers=executor == DEEPSPEED,
-        micro_batch_overhead_s=ratio * float(np.mean([document["outside_s"] for _, document in documents])),
-        overhead_bytes=overhead_bytes,
+    if base is not None:
+        profile = replace(profile, sizes=base.sizes, times={**base.times, **profile.times})
+    facts = {
+        name: _facts(name, profile, [rank for rank in ranks if rank.executor == name], note)
+        for name in dict.fromkeys(rank.executor for rank in ranks)
+    }
+    held = max((fact.overhead_bytes or 0.0 for fact in facts.values()), default=0.0)
+    return replace(
+        profile,
+        facts=replace(profile.facts, overhead_bytes=held),
+        executors={**({} if base is None else base.executors), **facts},
+    )
+
+
+def _measurements(
+    workload: Workload, ranks: Sequence[ReportedRank], base: Profile | None
+) -> DeviceMeasurements:
+    trained_L = [layer.trainable_params for layer in workload.layers]
+    per_param = [
+        rank.update_s / params
+        for rank in ranks
+        # A rank that updates a part of its layers' weights doesn't tell what a whole one takes.
+        if not rank.sharded and (params := sum(trained_L[i] for i in rank.spans.forward)) > 0
+    ]
+    return DeviceMeasurements(
+        spans=[rank.spans for rank in ranks],
+        update_s_per_param=float(np.mean(per_param)) if per_param else 0.0,
+        memory_bytes_per_s=FASTEST_MEMORY_BYTES_PER_S if base is None else base.facts.memory_bytes_per_s,
+    )
+
+
+def _facts(name: str, profile: Profile, ranks: Sequence[ReportedRank], note: str) -> ExecutorFacts:
+    """What an executor adds: the mean over ranks of seconds, the most of bytes."""
+    measured = Origin(kind=MEASURED, note=note)
+    ratio = wall_per_cpu([rank.spans for rank in ranks])
+    return ExecutorFacts(
+        blocking_transfers=name == DEEPSPEED,
+        micro_batch_overhead_s=ratio * float(np.mean([rank.outside_s for rank in ranks])),
+        overhead_bytes=max(overhead_bytes(profile, *_held(name, rank)) for rank in ranks),
         zero_levels=ALL_LEVELS,
-        unequal_shares=executor == TORCH,
+        unequal_shares=name == TORCH,
         recompute=True,
         origins={
             "blocking_transfers": Origin(kind=DECLARED, note="sends and receives of the engine's schedule"),
-            "micro_batch_overhead_s": Origin(kind=MEASURED, note=note),
+            "micro_batch_overhead_s": measured,
+            "overhead_bytes": measured,
         },
     )
-    return replace(profile, executors={executor: facts})
+
+
+def _held(name: str, rank: ReportedRank) -> tuple[ExecutorAnswer, int]:
+    """A rank's memory as a measured pipeline's, and whether its replica had several stages (1 or 2)."""
+    answer = ExecutorAnswer(
+        rank=0,
+        executor=name,
+        micro_batch_overhead_s=rank.outside_s,
+        update_s=rank.update_s,
+        peaks_bytes={rank.spans.micro_batch_size: rank.peak_bytes},
+        base_bytes=0,
+        layers=tuple(sorted(rank.spans.forward)),
+        in_flight=rank.in_flight,
+        step_s=(),
+    )
+    return answer, 2 if rank.pipelined else 1

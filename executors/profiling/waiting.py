@@ -2,7 +2,8 @@
 
 The kernel counts time on the run queue (`/proc/thread-self/schedstat`, second figure, nanoseconds). A quota
 of the own control group keeps threads waiting there too: that is no disturbance but how fast the core
-is, so it is taken off again (`throttled_usec` in `cpu.stat` of cgroup version 2).
+is, so it is taken off again (`cpu.stat`: `throttled_usec` of cgroup version 2, `throttled_time` in nanoseconds
+of version 1).
 """
 
 from __future__ import annotations
@@ -37,13 +38,16 @@ class Waiting:
 
 
 def own_cpu_stat() -> Path | None:
-    """The statistics of this process's control group, version 2."""
+    """The statistics of this process's control group; lines of its list are `number:controllers:path`."""
     try:
         lines = OWN_GROUP.read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
-    own = next((line[3:] for line in lines if line.startswith("0::")), None)
-    return None if own is None else GROUPS / own.lstrip("/") / "cpu.stat"
+    paths = {controllers: path.lstrip("/") for _, controllers, path in (line.split(":", 2) for line in lines)}
+    first = next((names for names in paths if "cpu" in names.split(",")), None)
+    if first is not None:
+        return GROUPS / first / paths[first] / "cpu.stat"
+    return GROUPS / paths[""] / "cpu.stat" if "" in paths else None
 
 
 def throttled_s(cpu_stat: Path | None) -> float:
@@ -54,5 +58,5 @@ def throttled_s(cpu_stat: Path | None) -> float:
         lines = cpu_stat.read_text(encoding="ascii").splitlines()
     except OSError:
         return 0.0
-    found = next((line.split()[1] for line in lines if line.startswith("throttled_usec ")), "0")
-    return int(found) / 1e6
+    values = dict(line.split()[:2] for line in lines if len(line.split()) == 2)
+    return int(values.get("throttled_usec", 0)) / 1e6 + int(values.get("throttled_time", 0)) / 1e9

@@ -48,6 +48,22 @@ class NoClock:
         return nullcontext()
 
 
+class StepWatch(Protocol):
+    """Looks on while an engine trains a step."""
+
+    def step(self) -> AbstractContextManager[None]:
+        """A context around one whole step."""
+        ...
+
+
+class NoWatch:
+    """Looks away."""
+
+    def step(self) -> AbstractContextManager[None]:
+        """A context that does nothing."""
+        return nullcontext()
+
+
 class StepClock:
     """Adds up wall and CPU seconds per kind. Spans don't nest."""
 

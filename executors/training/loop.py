@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from executors import events
 from executors.events import Event
 from executors.training.checkpoint import Checkpoints
-from executors.training.clock import Kind, Spent, StepClock
+from executors.training.clock import Kind, NoWatch, Spent, StepClock, StepWatch
 from executors.training.engine import Engine
 from planner.training import TrainingJob
 from policies.errors import ExecutorFailedError
@@ -48,10 +48,12 @@ class Loop:
         barrier: Callable[[], None],
         rank: int,
         tokens_per_step: int,
+        watch: StepWatch | None = None,
     ) -> None:
         self.engine, self.training, self.checkpoints, self.clock = engine, training, checkpoints, clock
         self.emit, self.barrier, self.rank, self.leads = emit, barrier, rank, rank == 0
         self.tokens_per_step = tokens_per_step
+        self.watch: StepWatch = watch or NoWatch()
 
     def run(self, first_step: int) -> Progress:
         """Every step, with what is due after it.
@@ -76,7 +78,8 @@ class Loop:
     def _step(self, step: int, progress: Progress) -> None:
         self.clock.take()
         wall_s, cpu_s = time.perf_counter(), time.process_time()
-        result = self.engine.train_step(step, self.training.learning_rate_at(step))
+        with self.watch.step():
+            result = self.engine.train_step(step, self.training.learning_rate_at(step))
         progress.step_s.append(time.perf_counter() - wall_s)
         progress.cpu_s.append(time.process_time() - cpu_s)
         progress.spent.append(self.clock.take())

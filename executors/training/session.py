@@ -15,13 +15,16 @@ import torch.distributed as dist
 from executors import events
 from executors.hardware import probe, require_hardware
 from executors.layout import Layout, Rank
-from executors.run_folder import ADAPTER, BASE, CHECKPOINTS, MODEL, REPORT
+from executors.profiling.kept_steps import KeptSteps
+from executors.profiling.layer_clock import CpuWatch, CudaWatch, LayerClock
+from executors.profiling.plans import ClockedChain, layers_can_be_told
+from executors.run_folder import ADAPTER, BASE, CHECKPOINTS, LAYERS, MODEL, REPORT
 from executors.runfile import Run
 from executors.torch_native.virtual import held_layers
 from executors.training.batches import Batches
 from executors.training.chain import Chain
 from executors.training.checkpoint import Checkpoints
-from executors.training.clock import StepClock
+from executors.training.clock import Clock, StepClock
 from executors.training.engine import Engine
 from executors.training.export import write_adapter, write_base, write_model
 from executors.training.loop import Emit, Loop, Progress
@@ -52,7 +55,7 @@ def train(run: Run, layout: Layout, me: Rank, emit: Emit) -> None:
     checkpoints = Checkpoints(run.folder / CHECKPOINTS, spec, text_sha256)
     first_step = _first_step(run, checkpoints)
     chain = Chain(spec)
-    engine = _engine(run, layout, me, chain, spec, batches, device, clock)
+    kept, engine = _watched_engine(run, layout, me, chain, spec, batches, device, clock)
     if first_step:
         held = held_layers(run.replica, run.training.pipeline, me.stage)
         engine.load_layer_states(checkpoints.read(first_step, held), first_step)
@@ -68,12 +71,15 @@ def train(run: Run, layout: Layout, me: Rank, emit: Emit) -> None:
         barrier=dist.barrier,
         rank=me.rank,
         tokens_per_step=tokens_per_step,
+        watch=kept,
     )
     progress = loop.run(first_step)
     summaries = _gathered(_summary(me, progress), layout.world_size)
+    layers = _gathered(None if kept is None else kept.document(), layout.world_size)
     if leads:
         exported = _export(run, chain, checkpoints, emit)
         _write_report(run, layout, summaries, progress, exported)
+        _write_whole(run.folder / LAYERS, json.dumps(layers) + "\n")
     dist.barrier()
     engine.close()
 
@@ -130,7 +136,7 @@ def _first_step(run: Run, checkpoints: Checkpoints) -> int:
     return int(chosen[0])
 
 
-def _engine(
+def _watched_engine(
     run: Run,
     layout: Layout,
     me: Rank,
@@ -139,6 +145,29 @@ def _engine(
     batches: Batches | None,
     device: torch.device,
     clock: StepClock,
+) -> tuple[KeptSteps | None, Engine]:
+    """The engine, and what keeps the seconds of its layers where each layer's own can be told."""
+    if not layers_can_be_told(run.replica, run.training):
+        return None, _engine(run, layout, me, chain, spec, batches, device, clock)
+    layer_clock = LayerClock(CudaWatch() if device.type == "cuda" else CpuWatch(), inner=clock)
+    kept = KeptSteps(
+        layer_clock,
+        micro_batch_size=run.replica.stages[me.stage].micro_batch_shares[me.dp_i],
+        micro_batches=run.replica.micro_batches,
+    )
+    watched = ClockedChain(chain, layer_clock)
+    return kept, _engine(run, layout, me, watched, spec, batches, device, layer_clock)
+
+
+def _engine(
+    run: Run,
+    layout: Layout,
+    me: Rank,
+    chain: Chain | ClockedChain,
+    spec: ModelSpec,
+    batches: Batches | None,
+    device: torch.device,
+    clock: Clock,
 ) -> Engine:
     batch_of, evaluation_batch = _batch_functions(run, spec, batches)
     common: dict[str, Any] = {
@@ -226,7 +255,7 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _gathered(summary: Mapping[str, Any], world_size: int) -> list[Mapping[str, Any]]:
+def _gathered(summary: Mapping[str, Any] | None, world_size: int) -> list[Any]:
     found: list[Any] = [None] * world_size
     dist.all_gather_object(found, summary)
     return found

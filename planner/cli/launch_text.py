@@ -86,7 +86,7 @@ class ProgressLine:
         self._begun.pop(event.replica, None)
         again = f", start {data['attempt']}" if data["attempt"] > 1 else ""
         self._note(
-            f"{event.replica}: {len(data['ranks'])} ranks on {len(data['hosts'])} hosts, "
+            f"{event.replica}: {_count(len(data['ranks']), 'rank')} on {_count(len(data['hosts']), 'host')}, "
             f"{data['executor']}{again}"
         )
 
@@ -137,6 +137,7 @@ def outcome_data(ended: Ended) -> dict[str, Any]:
     """How each replica ended, with its report where there is one."""
     return {
         "folder": str(ended.folder),
+        "profile": None if ended.profile is None else str(ended.profile),
         "replicas": [
             {
                 "replica": outcome.replica,
@@ -159,6 +160,8 @@ def outcome_text(ended: Ended) -> str:
         report = ended.reports.get(outcome.replica)
         if report is not None:
             parts.append(report_text(report, ended.folder / outcome.replica))
+    if ended.profile is not None:
+        parts[-1] += f"\nprofile   {ended.profile}"
     return "\n\n".join(parts)
 
 
@@ -192,6 +195,10 @@ def report_text(report: Mapping[str, Any], folder: Any) -> str:
         lines.append(f"{report['exported']['kind']:<10}{folder / report['exported']['path']}")
     lines.append(f"report    {folder / 'report.json'}")
     return "\n".join(lines)
+
+
+def _count(number: int, name: str) -> str:
+    return f"{number} {name}" if number == 1 else f"{number} {name}s"
 
 
 def _seconds(value_s: float | None) -> str:

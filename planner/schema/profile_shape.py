@@ -119,6 +119,11 @@ _EXECUTOR = _closed(
             "minimum": 0,
             "description": "Held by a process before the first weight; null: as in facts.",
         },
+        "activation_factor": {
+            "type": "number",
+            "exclusiveMinimum": 0,
+            "description": "Bytes held for each byte of activations; 1 where left out.",
+        },
         "zero_levels": {"type": "array", "items": {"enum": [0, 1, 2, 3]}, "minItems": 1},
         "unequal_shares": _switch("Whether the ranks of a stage may get different shares of a micro-batch."),
         "recompute": _switch("Whether layers may be recomputed."),

@@ -23,7 +23,8 @@ INTERFACE = "eth0"
 _PREFIX = "ec"
 _NAME = re.compile(rf"{_PREFIX}(\d+)-(\d+)-(\w+)")
 _ETC = Path("/etc/netns")
-_BURST_S = 0.02
+_BURST_S = 0.002
+"""So short that a single message of a training step does not pass at once."""
 _MIN_BURST_BYTES = 16_000
 
 

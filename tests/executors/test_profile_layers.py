@@ -19,13 +19,14 @@ from forked import run_ranks  # noqa: E402
 
 from costmodels.fleet import Device, Fleet, Host, Site  # noqa: E402
 from costmodels.profile_io import profile_to_document  # noqa: E402
-from executors.profiling.answers import SCHEMA, RankOrder, answer_to_json  # noqa: E402
+from executors.profiling.answers import SCHEMA, RankOrder, answer_to_json, spans_from_json  # noqa: E402
+from executors.profiling.kept_steps import NUM_KEPT, KeptSteps  # noqa: E402
 from executors.profiling.layer_clock import LayerClock  # noqa: E402
 from executors.profiling.matmul import copy_bytes_per_s, matmul_flop_per_s, sustained_rates  # noqa: E402
 from executors.profiling.measuring import measure_executor, measure_layers, outside_s  # noqa: E402
 from executors.profiling.merging import merge  # noqa: E402
 from executors.profiling.plans import ClockedChain  # noqa: E402
-from executors.profiling.reported import NUM_KEPT, KeptSteps, profile_from_ranks  # noqa: E402
+from executors.profiling.reported import ReportedRank, profile_from_ranks  # noqa: E402
 from executors.profiling.sizes import LiveBytes, layer_bytes  # noqa: E402
 from executors.training.chain import Chain, token_loss  # noqa: E402
 from executors.training.clock import Kind, StepClock  # noqa: E402
@@ -272,26 +273,42 @@ def test_a_run_keeps_its_best_steps_and_is_a_profile_afterwards() -> None:
     """Two stages of one chain on two kinds of devices; stage 1 begins with a block."""
     spec = spec_of("llama")
     workload, chain = workload_of(spec), Chain(spec)
-    documents = []
+    ranks = []
     for name, part in (("old", (0, 1, 2, 3)), ("new", (0, 1, 3))):
         clock = LayerClock()
         clocked = ClockedChain(chain, clock, part)
         layers = [clocked.build(i) for i in range(clocked.num_layers)]
         kept = KeptSteps(clock, micro_batch_size=2, micro_batches=2)
         for _ in range(NUM_KEPT + 3):
-            begin_s = time.thread_time()
-            for _ in range(2):
-                passes(clock, layers, batch())
-            kept.step_done(time.thread_time() - begin_s)
+            with kept.step():
+                for _ in range(2):
+                    passes(clock, layers, batch())
+            # An evaluation is no step.
+            passes(clock, layers, batch())
         document = json.loads(json.dumps(kept.document()))
         assert len(document["forward"]["1"]) == 2 * NUM_KEPT
         assert document["outside_s"] >= 0.0
         for way in ("forward", "backward"):
             document[way] = {part[int(i)]: entries for i, entries in document[way].items()}
-        documents.append((name, document))
-    profile = profile_from_ranks(workload, documents, executor="deepspeed")
+        ranks.append(
+            ReportedRank(
+                device_type=name,
+                executor="deepspeed",
+                spans=spans_from_json(document),
+                update_s=document["update_s"],
+                outside_s=document["outside_s"],
+                peak_bytes=2**30,
+                in_flight=1,
+                pipelined=True,
+                sharded=False,
+            )
+        )
+    profile = profile_from_ranks(workload, ranks)
     assert set(profile.times) == {"old", "new"}
-    assert profile.executors["deepspeed"].blocking_transfers
+    facts = profile.executors["deepspeed"]
+    assert facts.blocking_transfers
+    assert facts.overhead_bytes is not None
+    assert 0.9 * 2**30 < facts.overhead_bytes < 2**30
     assert (profile.times["new"][1].forward_s_ML > 0.0).all()
 
 

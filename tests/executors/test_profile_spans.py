@@ -218,11 +218,10 @@ def executor_answer(rank: int, layers: tuple[int, ...], *, peak: int = 5_000_000
         executor="torch",
         micro_batch_overhead_s=1e-3,
         update_s=0.05,
-        peak_bytes=peak,
+        peaks_bytes={2: peak},
         base_bytes=1_000_000,
         layers=layers,
         in_flight=2 - rank if layers else 0,
-        micro_batch_size=2,
         step_s=(0.5,),
     )
 
