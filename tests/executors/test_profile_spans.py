@@ -26,7 +26,7 @@ from executors.profiling.answers import (
 from executors.profiling.fragment import measured_fragment
 from executors.profiling.layers import DeviceMeasurements, LayerBytes, build_profile_from_spans
 from executors.profiling.links import curve_of, slowest_curve
-from executors.profiling.merging import merge
+from executors.profiling.merging import _kinds, activation_factor, merge, overhead_bytes
 from executors.profiling.plans import chosen_layers, even_cuts, training_bytes
 from executors.profiling.spans import LayerSpans, best_steps, by_kind, layer_seconds, wall_per_cpu
 from executors.profiling.waiting import Waiting, throttled_s
@@ -305,6 +305,23 @@ def test_what_other_processes_took_is_left_out() -> None:
     assert wall_per_cpu([replace(shared, lost_s=(9.0 * wall_K,) * 8)]) == 1.0
 
 
+def test_the_peak_that_grows_faster_than_its_activations_gives_the_factor() -> None:
+    """Two ranks whose peaks are those of the counted bytes with every activation held one and a half times."""
+    profile = merge(WORKLOAD, [document("here", 0, [rank_answer(0), rank_answer(1)])])
+    members = [executor_answer(0, (0, 1)), executor_answer(1, (2, 3))]
+    known = [
+        replace(
+            one, peaks_bytes={n: 3_000_000 + int(sum(_kinds(profile, one, n, 2, 1.5).values())) for n in (1, 4)}
+        )
+        for one in members
+    ]
+    factor = activation_factor(profile, known)
+    assert factor == pytest.approx(1.5, rel=1e-3)
+    for one in known:
+        assert overhead_bytes(profile, one, 2, factor) == pytest.approx(3_000_000, rel=1e-3)
+    assert activation_factor(profile, members) == 1.0
+
+
 def test_waiting_is_counted_without_what_a_quota_explains(tmp_path: Path) -> None:
     schedstat, cpu_stat = tmp_path / "schedstat", tmp_path / "cpu.stat"
     schedstat.write_text("900 1000000000 5\n", encoding="ascii")
@@ -315,7 +332,7 @@ def test_waiting_is_counted_without_what_a_quota_explains(tmp_path: Path) -> Non
     schedstat.write_text("950 5000000000 6\n", encoding="ascii")
     cpu_stat.write_text("usage_usec 9\nthrottled_usec 850000\n", encoding="ascii")
     assert waiting.taken_s() == pytest.approx(0.4)
-    cpu_stat.write_text("throttled_usec 9850000\n", encoding="ascii")
+    cpu_stat.write_text("nr_throttled 3\nthrottled_time 9850000000\n", encoding="ascii")
     assert waiting.taken_s() == 0.0
     nothing = Waiting(tmp_path / "none", tmp_path / "none")
     assert nothing.taken_s() == 0.0
