@@ -94,7 +94,9 @@ def run_launches(
             if spec.script is not None:
                 write_script_report(spec, folder / EVENTS_FILE, plan.tokens_per_step)
     reports = _reports(specs, outcome)
-    return Ended(folder=folder, outcome=outcome, reports=reports, profile=_write_profile(plan, reports, folder))
+    return Ended(
+        folder=folder, outcome=outcome, reports=reports, profile=_write_profile(plan, reports, folder)
+    )
 
 
 def _write_profile(plan: Plan, reports: Mapping[str, Mapping[str, Any]], folder: Path) -> Path | None:

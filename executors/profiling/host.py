@@ -32,6 +32,7 @@ from policies.one_home import require_one_home
 
 LAYERS = "layers"
 POLL_S = 0.05
+STEPS_TO_FILL = 2
 FIRST_PORT = 29_600
 TAIL_CHARACTERS = 2_000
 
@@ -79,11 +80,12 @@ def measure_host(request: HostRequest, *, tell: Tell = lambda _text: None) -> di
     request = settled(request, facts)
     answers: dict[str, list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory(prefix="echelon-profile-") as text:
-        for number, phase in enumerate((LAYERS, *request.executors)):
-            tell(f"{request.host}: measuring {phase}")
-            folder = Path(text) / phase
+        for number, part in enumerate(parts_of(request)):
+            tell(f"{request.host}: measuring {part.phase}")
+            folder = Path(text) / str(number)
             folder.mkdir()
-            answers[phase] = _run_phase(request, phase, number, folder, deadline_s)
+            found = _run_phase(part.request, part.phase, number, folder, deadline_s)
+            answers[part.phase] = with_former_peaks(found, answers.get(part.phase))
     return {
         "schema": SCHEMA,
         "host": request.host,
@@ -97,6 +99,40 @@ def measure_host(request: HostRequest, *, tell: Tell = lambda _text: None) -> di
         "ranks": answers.pop(LAYERS),
         "executors": answers,
     }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One start of all ranks: what they measure, under which request."""
+
+    phase: str
+    request: HostRequest
+
+
+def parts_of(request: HostRequest) -> list[Part]:
+    """Layers first, then each executor with its smallest and its largest micro-batch.
+
+    Each in processes of its own: an engine keeps memory of one that ran before it.
+    """
+    parts = [Part(phase=LAYERS, request=request)]
+    for phase in request.executors:
+        if min(request.sizes) < max(request.sizes):
+            small = replace(request, sizes=(min(request.sizes),), steps=STEPS_TO_FILL)
+            parts.append(Part(phase=phase, request=small))
+        parts.append(Part(phase=phase, request=replace(request, sizes=(max(request.sizes),))))
+    return parts
+
+
+def with_former_peaks(
+    found: list[dict[str, Any]], former: Sequence[Mapping[str, Any]] | None
+) -> list[dict[str, Any]]:
+    """The newer answers of a phase, with the peaks of the former ones."""
+    if former is None:
+        return found
+    return [
+        {**new, "peaks_bytes": {**old["peaks_bytes"], **new["peaks_bytes"]}}
+        for old, new in zip(former, found, strict=True)
+    ]
 
 
 def settled(request: HostRequest, facts: MachineFacts) -> HostRequest:

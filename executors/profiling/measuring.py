@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -32,7 +31,6 @@ from planner.training import TrainingJob
 
 LEARNING_RATE = 1e-5
 NUM_BATCHES = 8
-STEPS_TO_FILL = 2
 AFTER_PASSES = (Kind.OPTIMISER, Kind.SYNC)
 
 
@@ -100,24 +98,18 @@ def measure_executor(order: RankOrder) -> ExecutorAnswer:
     _prepare(order.phase, device)
     chain = Chain(_spec(order))
     base_bytes = held_bytes(device)
-    cuts = even_cuts(len(order.chosen), num_stages)
-    peaks_bytes: dict[int, int] = {}
-    # The smallest first: what the allocator keeps of it is used again.
-    for size in sorted({min(order.sizes), max(order.sizes)}):
-        forget_peak(device)
-        engine, clock = _engine(order, chain, order.phase, cuts, size, order.rank, device)
-        timed = order if size == max(order.sizes) else replace(order, steps=STEPS_TO_FILL)
-        steps = _timed(engine, clock, timed, size, device)
-        peaks_bytes[size] = peak_bytes(device)
-        del engine, clock
-        gc.collect()
+    forget_peak(device)
+    cuts, size = even_cuts(len(order.chosen), num_stages), max(order.sizes)
+    engine, clock = _engine(order, chain, order.phase, cuts, size, order.rank, device)
+    steps = _timed(engine, clock, order, size, device)
+    peak = peak_bytes(device)
     interval = (cuts[order.rank], cuts[order.rank + 1])
     answer = ExecutorAnswer(
         rank=order.rank,
         executor=order.phase,
         micro_batch_overhead_s=outside_s(steps, order.micro_batches),
         update_s=min(steps.update_s),
-        peaks_bytes=peaks_bytes,
+        peaks_bytes={size: peak},
         base_bytes=base_bytes,
         layers=tuple(order.chosen[slice(*interval)]),
         in_flight=min(order.micro_batches, num_stages - order.rank),

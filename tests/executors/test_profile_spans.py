@@ -311,7 +311,8 @@ def test_the_peak_that_grows_faster_than_its_activations_gives_the_factor() -> N
     members = [executor_answer(0, (0, 1)), executor_answer(1, (2, 3))]
     known = [
         replace(
-            one, peaks_bytes={n: 3_000_000 + int(sum(_kinds(profile, one, n, 2, 1.5).values())) for n in (1, 4)}
+            one,
+            peaks_bytes={n: 3_000_000 + int(sum(_kinds(profile, one, n, 2, 1.5).values())) for n in (1, 4)},
         )
         for one in members
     ]
