@@ -17,9 +17,9 @@ from executors.launching import Launch, replacement_launch
 from executors.layout import Layout
 from executors.locks import LAUNCH_LOCK
 from executors.outcome import Deadlines, LaunchOutcome, Status
+from executors.profiling.reported import profile_of_launch
 from executors.relaunch import run_with_failover
 from executors.remote import Transport
-from executors.profiling.reported import profile_of_launch
 from executors.run_folder import CHECKPOINTS, LAYERS, PROFILE, REPORT, checkpoint_steps
 from executors.script.report import write_script_report
 from executors.supervisor import supervise

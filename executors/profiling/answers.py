@@ -63,7 +63,8 @@ class ExecutorAnswer:
     """What one rank of an executor's pipeline measured beside its layers, which are given by position.
 
     `update_s` is the optimiser's part of its best step, `base_bytes` what the process held before the first
-    weight, `peaks_bytes` the most it held by micro-batch size, ascending. A rank for which the chain had no layer left has none.
+    weight, `peaks_bytes` the most it held by micro-batch size. A rank for which the chain had no layer left
+    has none.
     """
 
     rank: int

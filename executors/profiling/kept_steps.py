@@ -1,4 +1,4 @@
-"""The best steps of a rank, kept while a launch runs, so that its layers make a profile afterwards. No torch here.
+"""The best steps of a rank, kept while a launch runs: its layers are a profile afterwards. No torch here.
 
 A worker gives its engine a chain that a `LayerClock` watches (`ClockedChain`) and that clock, wraps each step
 in `KeptSteps.step`, and writes `KeptSteps.document` down at the end.

@@ -1,4 +1,4 @@
-"""A launch as a profile: the layers of its ranks' best steps, beside what it was planned from. No torch here."""
+"""A launch as a profile: the layers of its ranks' best steps. No torch here."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 The kernel counts time on the run queue (`/proc/thread-self/schedstat`, second figure, nanoseconds). A quota
 of the own control group keeps threads waiting there too: that is no disturbance but how fast the core
-is, so it is taken off again (`cpu.stat`: `throttled_usec` of cgroup version 2, `throttled_time` in nanoseconds
-of version 1).
+is, so it is taken off again (`cpu.stat`: `throttled_usec` of cgroup version 2, nanoseconds of
+`throttled_time` in version 1).
 """
 
 from __future__ import annotations

@@ -306,16 +306,14 @@ def test_what_other_processes_took_is_left_out() -> None:
 
 
 def test_the_peak_that_grows_faster_than_its_activations_gives_the_factor() -> None:
-    """Two ranks whose peaks are those of the counted bytes with every activation held one and a half times."""
+    """Two ranks whose peaks are the counted bytes with each activation held one and a half times."""
     profile = merge(WORKLOAD, [document("here", 0, [rank_answer(0), rank_answer(1)])])
     members = [executor_answer(0, (0, 1)), executor_answer(1, (2, 3))]
-    known = [
-        replace(
-            one,
-            peaks_bytes={n: 3_000_000 + int(sum(_kinds(profile, one, n, 2, 1.5).values())) for n in (1, 4)},
-        )
-        for one in members
-    ]
+
+    def peak_bytes(one: ExecutorAnswer, size: int) -> int:
+        return 3_000_000 + int(sum(_kinds(profile, one, size, 2, 1.5).values()))
+
+    known = [replace(one, peaks_bytes={size: peak_bytes(one, size) for size in (1, 4)}) for one in members]
     factor = activation_factor(profile, known)
     assert factor == pytest.approx(1.5, rel=1e-3)
     for one in known:
