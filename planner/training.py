@@ -42,6 +42,7 @@ class TrainingJob:
     `start` is a folder with a transformers checkpoint; None draws random weights from `seed`.
     `evaluation_frac` of the text is held out; `evaluation_every` 0 means no evaluation. A checkpoint is
     written every `checkpoint_every` steps and after the last one, the newest `checkpoint_keep` are kept.
+    `adapter_merged` exports the whole model with the adapter merged into it, beside the adapter.
     `clip_norm` bounds the global gradient norm, 0 means no clipping. The learning rate falls to
     `learning_rate * final_frac`.
     """
@@ -61,6 +62,7 @@ class TrainingJob:
     clip_norm: float = 1.0
     adapter_alpha: float | None = None
     adapter_dropout: float = 0.0
+    adapter_merged: bool = False
     evaluation_frac: float = 0.05
     evaluation_every: int = 50
     evaluation_sequences: int = 16

@@ -224,14 +224,17 @@ def _export(run: Run, chain: Chain, checkpoints: Checkpoints, emit: Emit) -> dic
     step = checkpoints.found()[-1]
     states = checkpoints.read(step, range(chain.num_layers))
     about = {"plan_sha256": run.file.plan_sha256, "replica": run.replica.id, "step": step}
-    kind, write = (MODEL, write_model) if chain.spec.full else (ADAPTER, write_adapter)
-    folder = run.folder / kind
-    shutil.rmtree(folder, ignore_errors=True)
-    write(folder, chain.spec, states, about)
+    exports = {MODEL: write_model} if chain.spec.full else {ADAPTER: write_adapter}
+    if run.training.adapter_merged:
+        exports[MODEL] = write_model
+    for name, write in exports.items():
+        shutil.rmtree(run.folder / name, ignore_errors=True)
+        write(run.folder / name, chain.spec, states, about)
+        emit(events.exported(0, folder=str(run.folder / name)))
     if not chain.spec.full and chain.spec.start is None:
         # Nobody could load an adapter whose base is random weights that are nowhere.
         write_base(run.folder / BASE, chain.spec, about)
-    emit(events.exported(0, folder=str(folder)))
+    kind = MODEL if chain.spec.full else ADAPTER
     return {"kind": kind, "path": kind}
 
 

@@ -73,10 +73,14 @@ class CheckpointsShape(Shape):
 
 
 class AdapterShape(Shape):
-    """Settings of LoRA beyond its rank and targets, which stand in the model file."""
+    """Settings of LoRA beyond its rank and targets, which stand in the model file.
+
+    `merged`: the whole model with the adapter merged into it is exported beside the adapter.
+    """
 
     alpha: Annotated[float, Field(gt=0, le=10**6)] | None = None
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    merged: bool = False
 
 
 LearningRate = Annotated[
@@ -141,6 +145,7 @@ def build_training(shape: TrainingShape, source: Source) -> tuple[TrainingJob | 
         clip_norm=shape.clip_norm,
         adapter_alpha=shape.adapter.alpha,
         adapter_dropout=shape.adapter.dropout,
+        adapter_merged=shape.adapter.merged,
         evaluation_frac=shape.evaluation.frac,
         evaluation_every=shape.evaluation.every if shape.evaluation.frac else 0,
         evaluation_sequences=shape.evaluation.sequences,

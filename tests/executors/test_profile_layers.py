@@ -277,8 +277,8 @@ def test_a_run_keeps_its_best_steps_and_is_a_profile_afterwards() -> None:
         clock = LayerClock()
         clocked = ClockedChain(chain, clock, part)
         layers = [clocked.build(i) for i in range(clocked.num_layers)]
-        kept = KeptSteps(clock, micro_batch_size=2, micro_batches=2)
-        for _ in range(NUM_KEPT + 3):
+        kept = KeptSteps(clock, micro_batch_size=2, micro_batches=2, every=2)
+        for _ in range(2 * NUM_KEPT + 6):
             with kept.step():
                 for _ in range(2):
                     passes(clock, layers, batch())
