@@ -34,8 +34,8 @@ class Batches:
         self._held_out: npt.NDArray[np.unsignedinteger] | None = None
         if prepared.num_held_out_sequences:
             self._held_out = np.load(prepared.held_out_path, mmap_mode="r")
-        # Drawing the order of a whole step costs hardly more than that of one micro-batch.
-        self._drawn: tuple[int, int, Int64s] | None = None
+        # Reading a whole step costs hardly more than reading one micro-batch of it.
+        self._read: tuple[object, Int64s] | None = None
 
     @property
     def sha256(self) -> str:
@@ -61,8 +61,13 @@ class Batches:
         """
         if not 0 <= j < micro_batches:
             raise ValueError(f"micro-batch {j} of {micro_batches}")
-        of_step_N = self._sequences_of_step(step, micro_batches * micro_batch_size)
-        return self._cut(self._tokens, of_step_N[j * micro_batch_size :][:micro_batch_size][rows])
+        key = (step, micro_batches, micro_batch_size, rows.start, rows.stop, rows.step)
+        if self._read is None or self._read[0] != key:
+            position_N = step * micro_batches * micro_batch_size + np.arange(micro_batches * micro_batch_size)
+            of_rows_N = self.sequences_at(position_N).reshape(micro_batches, micro_batch_size)[:, rows]
+            tokens_NT = self._cut(self._tokens, of_rows_N.ravel())
+            self._read = key, tokens_NT.reshape(micro_batches, of_rows_N.shape[1], -1)
+        return self._read[1][j]
 
     def evaluation(self, k: int, size: int, rows: slice = ALL_ROWS) -> Int64s:
         """Rows of the `k`-th batch of `size` held-out sequences, as tokens [rows, T + 1].
@@ -92,13 +97,6 @@ class Batches:
             key = _round_keys(f"{self.seed} {self.prepared.participant} {epoch}")
             found_N[chosen] = permuted(place_N[chosen], self.num_sequences, key)
         return found_N
-
-    def _sequences_of_step(self, step: int, num_sequences: int) -> Int64s:
-        """The sequences of all micro-batches of a step; those of the last step asked for are kept."""
-        if self._drawn is None or self._drawn[:2] != (step, num_sequences):
-            position_N = step * num_sequences + np.arange(num_sequences, dtype=np.int64)
-            self._drawn = (step, num_sequences, self.sequences_at(position_N))
-        return self._drawn[2]
 
     def _cut(self, tokens: npt.NDArray[np.unsignedinteger], sequence_N: Int64s) -> Int64s:
         length = self.prepared.sequence_tokens

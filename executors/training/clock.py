@@ -24,11 +24,10 @@ class Kind(StrEnum):
 
 @dataclass(slots=True)
 class Spent:
-    """Seconds of a kind of work: on the wall clock, of this thread's CPU time and of the whole process's."""
+    """Seconds of a kind of work: on the wall clock, and of this thread's CPU time."""
 
     wall_s: float = 0.0
     thread_s: float = 0.0
-    process_s: float = 0.0
     num_spans: int = 0
 
 
@@ -73,12 +72,11 @@ class StepClock:
     @contextmanager
     def span(self, kind: Kind, micro_batch: int | None = None) -> Iterator[None]:
         """Add the seconds inside this context to its kind."""
-        wall_s, thread_s, process_s = time.perf_counter(), time.thread_time(), time.process_time()
+        wall_s, thread_s = time.perf_counter(), time.thread_time()
         try:
             yield
         finally:
             spent = self._spent[kind]
-            spent.process_s += time.process_time() - process_s
             spent.thread_s += time.thread_time() - thread_s
             spent.wall_s += time.perf_counter() - wall_s
             spent.num_spans += 1

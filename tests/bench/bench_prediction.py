@@ -2,7 +2,8 @@
 
 One profile run of the model comes first. Then plans that were not profiled (cuts, micro-batch sizes, both
 executors, data parallelism) are priced from it by the planner and by the simulator, and launched for real on
-two cores, one rank each. `--rate BITS` runs pipelines between two network namespaces with that link instead.
+two cores, one rank each. `--rate BITS` runs pipelines between two network namespaces with that link instead,
+`--quota FRAC` gives the second of them so much of its core alone, as a device type of its own.
 
 Printed: predicted and best measured step, busy CPU seconds per stage, peak memory, and over all plans the
 median error and Kendall's tau of those whose predictions are a tenth or more apart.
@@ -12,12 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -26,13 +28,18 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "executors")]
 
+from costmodels.discover import probe_machine  # noqa: E402
 from costmodels.interface import Strategy  # noqa: E402
+from costmodels.profile_io import save_profile  # noqa: E402
 from executors.launching import LaunchOptions, plan_launches  # noqa: E402
+from executors.profiling.hosts import measure_hosts  # noqa: E402
+from executors.profiling.merging import merge  # noqa: E402
+from executors.profiling.requests import host_request, joined_requests  # noqa: E402
 from executors.remote import Transport, transport_from  # noqa: E402
 from executors.running import run_launches  # noqa: E402
 from executors.simulate.simulator import simulate_plan  # noqa: E402
 from planner.assemble import boundary_plan  # noqa: E402
-from planner.files import load_inputs  # noqa: E402
+from planner.files import load_inputs, load_model  # noqa: E402
 from planner.objective import StageChoice, price_replica  # noqa: E402
 from planner.plan import Plan  # noqa: E402
 from planner.problem import BoundaryProblem, Mode  # noqa: E402
@@ -41,6 +48,9 @@ from planner.solving import Request, problem_of, solve_inputs  # noqa: E402
 from planner.training import TrainingJob  # noqa: E402
 
 STEPS = 11
+SLOW = "slow-core"
+PERIOD_US = 10_000
+UNLIMITED_BITS_PER_S = 1e9
 APART = 1.1
 
 
@@ -93,18 +103,21 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rate", type=float, default=0.0, help="bits per second between two hosts")
+    parser.add_argument("--quota", type=float, default=0.0, help="share of the second host's core")
     parser.add_argument("--profile", type=Path, help="use this profile instead of making one")
     parser.add_argument("--only", default="", help="cases whose name holds this text")
     options = parser.parse_args()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         hosts: tuple[Any, ...] = ()
-        if options.rate:
+        if options.rate or options.quota:
             from namespaces import namespaces
 
-            hosts = stack.enter_context(namespaces(2, bits_per_s=options.rate))
-        write_inputs(folder, hosts, options.rate)
-        profile = options.profile or make_profile(folder)
+            hosts = stack.enter_context(namespaces(2, bits_per_s=options.rate or None))
+            limited = stack.enter_context(quota_group(options.quota)) if options.quota else None
+            own_cores(folder, limited)
+        write_inputs(folder, hosts, options.rate or UNLIMITED_BITS_PER_S, unequal=bool(options.quota))
+        profile = options.profile or make_profile(folder, hosts, unequal=bool(options.quota))
         document = json.loads(profile.read_text(encoding="utf-8"))
         rows = [
             row
@@ -116,7 +129,25 @@ def main() -> int:
     return 0
 
 
-def write_inputs(folder: Path, hosts: Sequence[Any], bits_per_s: float) -> None:
+@contextmanager
+def quota_group(frac: float) -> Iterator[Path]:
+    """A control group whose processes get so much of one core, in turns of ten milliseconds."""
+    first = Path("/sys/fs/cgroup/cpu")
+    group = (first if first.is_dir() else Path("/sys/fs/cgroup")) / f"echelon-quota-{os.getpid()}"
+    group.mkdir()
+    quota_us = str(int(frac * PERIOD_US))
+    try:
+        if first.is_dir():
+            (group / "cpu.cfs_period_us").write_text(str(PERIOD_US), encoding="ascii")
+            (group / "cpu.cfs_quota_us").write_text(quota_us, encoding="ascii")
+        else:
+            (group / "cpu.max").write_text(f"{quota_us} {PERIOD_US}", encoding="ascii")
+        yield group
+    finally:
+        group.rmdir()
+
+
+def write_inputs(folder: Path, hosts: Sequence[Any], bits_per_s: float, *, unequal: bool) -> None:
     """The bundled desk, or the same devices on two hosts with a link between them."""
     from planner.examples.bundled import example_texts
 
@@ -128,14 +159,27 @@ def write_inputs(folder: Path, hosts: Sequence[Any], bits_per_s: float) -> None:
             "1 Gbit/s, latency: 100 us", f"{bits_per_s / 1e6:g} Mbit/s, latency: 100 us"
         )
         device = next(line for line in fleet.splitlines() if "type: core" in line)
-        blocks = [f"  - name: {host.name}\n    site: room\n    devices:\n{device}\n" for host in hosts]
+        devices = [device, device.replace("type: core", f"type: {SLOW}") if unequal else device]
+        blocks = [
+            f"  - name: {host.name}\n    site: room\n    devices:\n{own}\n"
+            for host, own in zip(hosts, devices, strict=True)
+        ]
         fleet = head + "hosts:\n" + "".join(blocks)
     (folder / "fleet.yaml").write_text(fleet, encoding="utf-8")
 
 
-def make_profile(folder: Path) -> Path:
-    """One run of `echelon profile`."""
+def make_profile(folder: Path, hosts: Sequence[Any], *, unequal: bool) -> Path:
+    """One run of `echelon profile`; where the hosts differ, over both of them, each with its own type."""
     path = folder / "profile.json"
+    if unequal:
+        workload, facts = load_model(folder / "model.yaml"), probe_machine(probe_s=0.0)
+        requests = [
+            replace(host_request(workload, facts, device_type=name, num_ranks=1), host=host.name)
+            for host, name in zip(hosts, ("core", SLOW), strict=True)
+        ]
+        joined = joined_requests(requests, hosts[0].address)
+        save_profile(merge(workload, measure_hosts(joined, transport_from(way_in(folder)))), path)
+        return path
     argv = [sys.executable, "-m", "planner.cli.main", "profile", str(folder / "model.yaml")]
     subprocess.run([*argv, "--device-type", "core", "-o", str(path)], check=True, stdout=subprocess.DEVNULL)
     return path
@@ -160,7 +204,7 @@ def run_case(folder: Path, case: Case, profile: dict[str, Any], hosts: Sequence[
         python=sys.executable,
         address_of={host.name: host.address for host in hosts},
     )
-    way = own_cores(folder) if hosts else "local"
+    way = way_in(folder) if hosts else "local"
     transport: Transport = transport_from(way, address_of=options.address_of)
     launches = plan_launches(plan, job, options)
     ended = run_launches(plan, job, launches, transport, where, lambda event: None, failover=False)
@@ -172,11 +216,21 @@ def run_case(folder: Path, case: Case, profile: dict[str, Any], hosts: Sequence[
     yield row_of(case, replica, simulated, report)
 
 
-def own_cores(folder: Path) -> str:
-    """The way into namespace number k, on core k: without it the first device of every host is core 0."""
-    script = folder / "enter.sh"
-    script.write_text('host=$1; shift; exec taskset -c "${host##*-h}" ip netns exec "$host" "$@"\n')
-    return f"sh {script} {{host}} {{argv}}"
+def own_cores(folder: Path, limited: Path | None) -> None:
+    """The way into namespace number k, on core k: without it the first device of every host is core 0.
+
+    What runs in the second one belongs to the group `limited`.
+    """
+    lines = ["host=$1; shift; k=${host##*-h}"]
+    if limited is not None:
+        lines.append(f'if [ "$k" = 1 ]; then echo $$ > {limited}/cgroup.procs; fi')
+    lines.append('exec taskset -c "$k" ip netns exec "$host" "$@"')
+    (folder / "enter.sh").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def way_in(folder: Path) -> str:
+    """The remote shell that `own_cores` wrote."""
+    return f"sh {folder / 'enter.sh'} {{host}} {{argv}}"
 
 
 def plan_of(folder: Path, case: Case, profile: dict[str, Any]) -> Plan | None:

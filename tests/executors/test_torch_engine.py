@@ -59,7 +59,7 @@ def test_the_clock_sees_every_pass_and_transfer() -> None:
         engine.close()
         counted = {kind.value: one.num_spans for kind, one in spent.items()}
         stage = case.layout.ranks[rank].stage
-        return stage, counted, all(one.wall_s > 0 and one.process_s >= 0 for one in spent.values())
+        return stage, counted, all(one.wall_s > 0 and one.thread_s >= 0 for one in spent.values())
 
     for stage, counted, timed in run_ranks(case.num_ranks, work):
         assert timed
