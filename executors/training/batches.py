@@ -66,8 +66,9 @@ class Batches:
             position_N = step * micro_batches * micro_batch_size + np.arange(micro_batches * micro_batch_size)
             of_rows_N = self.sequences_at(position_N).reshape(micro_batches, micro_batch_size)[:, rows]
             tokens_NT = self._cut(self._tokens, of_rows_N.ravel())
-            self._read = key, tokens_NT.reshape(micro_batches, of_rows_N.shape[1], -1)
-        return self._read[1][j]
+            self._read = key, tokens_NT.reshape(*of_rows_N.shape, tokens_NT.shape[1])
+        found_NT: Int64s = self._read[1][j]
+        return found_NT
 
     def evaluation(self, k: int, size: int, rows: slice = ALL_ROWS) -> Int64s:
         """Rows of the `k`-th batch of `size` held-out sequences, as tokens [rows, T + 1].
