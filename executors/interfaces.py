@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import socket
 import struct
 
@@ -24,6 +25,14 @@ def interface_towards(address: str) -> str | None:
         return next((name for name in names if _address_of(name) == own), None)
     except OSError:
         return None
+
+
+def choose_interface(address: str) -> None:
+    """Have collective backends use the interface towards an address, unless the environment names one."""
+    interface = interface_towards(address)
+    if interface is not None:
+        for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            os.environ.setdefault(variable, interface)
 
 
 def _address_of(name: str) -> str | None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from executors.interfaces import choose_interface
 from executors.profiling.answers import RankOrder
 
 TIMEOUT = timedelta(minutes=10)
@@ -24,6 +25,7 @@ class Meeting:
         self._world_size = order.world_size
         if kind == "tcp":
             host, _, port = place.rpartition(":")
+            choose_interface(host)
             self._store: Any = dist.TCPStore(
                 host, int(port), order.world_size, is_master=order.rank == 0, timeout=TIMEOUT
             )

@@ -6,7 +6,7 @@ import os
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from executors.interfaces import interface_towards
+from executors.interfaces import choose_interface
 from executors.layout import Layout, Rank
 from executors.pinning import pin
 from executors.runfile import Run
@@ -30,10 +30,7 @@ def take_place(run: Run, layout: Layout, me: Rank) -> None:
     os.environ["WORLD_SIZE"] = str(layout.world_size)
     os.environ["MASTER_ADDR"] = run.file.master_addr
     os.environ["MASTER_PORT"] = str(run.file.master_port)
-    interface = interface_towards(run.file.master_addr)
-    if interface is not None:
-        for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-            os.environ.setdefault(variable, interface)
+    choose_interface(run.file.master_addr)
 
 
 def local_rank_of(run: Run, me: Rank) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from namespaces import namespaces, why_no_namespaces
 
 from costmodels.discover import CpuFacts, GpuFacts, MachineFacts
 from costmodels.profile_io import load_profile
@@ -140,6 +141,19 @@ def test_several_hosts_meet_and_their_links_are_outer_ones(model_path: Path) -> 
     assert set(profile.outer) == {("core", "core")}
     assert profile.inner == {}
     assert profile.outer["core", "core"].transfer_s(1e6) > 0.0
+
+
+@pytest.mark.net
+@pytest.mark.netns
+@pytest.mark.skipif(bool(why_no_namespaces()), reason=f"namespaces: {why_no_namespaces()}")
+def test_hosts_with_networks_of_their_own_meet(model_path: Path) -> None:
+    """The name of such a host leads to its loopback, where nobody else hears it."""
+    workload = load_model(model_path)
+    one = quick(host_request(workload, FACTS, num_ranks=1, device_type="core"), executors=())
+    with namespaces(2, bits_per_s=200e6) as hosts:
+        requests = joined_requests([replace(one, host=host.name) for host in hosts], hosts[0].address)
+        profile = merge(workload, measure_hosts(requests, transport_from("netns")))
+    assert 0.5 * 0.04 < profile.outer["core", "core"].transfer_s(1e6) < 4.0 * 0.04
 
 
 @pytest.mark.net
