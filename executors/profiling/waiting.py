@@ -3,7 +3,8 @@
 The kernel counts time on the run queue (`/proc/thread-self/schedstat`, second figure, nanoseconds). A quota
 of the own control group keeps threads waiting there too: that is no disturbance but how fast the core
 is, so it is taken off again (`cpu.stat`: `throttled_usec` of cgroup version 2, nanoseconds of
-`throttled_time` in version 1).
+`throttled_time` in version 1). Where the group's statistics can't be read, neither is told from the other, and
+nothing counts as a disturbance.
 """
 
 from __future__ import annotations
@@ -26,15 +27,18 @@ class Waiting:
     def taken_s(self) -> float:
         """Seconds on the run queue that no quota explains; 0 where the system doesn't tell."""
         before, self._before = self._before, self._now()
+        if before is None or self._before is None:
+            return 0.0
         queued_s, throttled_s = (now - then for now, then in zip(self._before, before, strict=True))
         return max(0.0, queued_s - throttled_s)
 
-    def _now(self) -> tuple[float, float]:
+    def _now(self) -> tuple[float, float] | None:
+        stopped_s = throttled_s(self._cpu_stat)
         try:
             queued_s = int(self._schedstat.read_text(encoding="ascii").split()[1]) / 1e9
         except (OSError, ValueError, IndexError):
-            queued_s = 0.0
-        return queued_s, throttled_s(self._cpu_stat)
+            return None
+        return None if stopped_s is None else (queued_s, stopped_s)
 
 
 def own_cpu_stat() -> Path | None:
@@ -50,13 +54,13 @@ def own_cpu_stat() -> Path | None:
     return GROUPS / paths[""] / "cpu.stat" if "" in paths else None
 
 
-def throttled_s(cpu_stat: Path | None) -> float:
-    """Seconds for which the control group's threads were kept from running by its quota."""
+def throttled_s(cpu_stat: Path | None) -> float | None:
+    """Seconds for which the control group's threads were kept from running by its quota; None: not told."""
     if cpu_stat is None:
-        return 0.0
+        return None
     try:
         lines = cpu_stat.read_text(encoding="ascii").splitlines()
     except OSError:
-        return 0.0
+        return None
     values = dict(line.split()[:2] for line in lines if len(line.split()) == 2)
     return int(values.get("throttled_usec", 0)) / 1e6 + int(values.get("throttled_time", 0)) / 1e9

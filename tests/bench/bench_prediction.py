@@ -122,7 +122,10 @@ def main() -> int:
         rows = [
             row
             for case in CASES
-            if options.only in case.name and (case.cuts or not hosts)
+            if options.only in case.name
+            and (case.cuts or not hosts)
+            # Every phase of a profile takes long on a core of little share: one executor will do.
+            and not (options.quota and case.executor != "deepspeed")
             for row in run_case(folder, case, document, hosts)
         ]
     print_summary(rows)
@@ -174,7 +177,11 @@ def make_profile(folder: Path, hosts: Sequence[Any], *, unequal: bool) -> Path:
     if unequal:
         workload, facts = load_model(folder / "model.yaml"), probe_machine(probe_s=0.0)
         requests = [
-            replace(host_request(workload, facts, device_type=name, num_ranks=1), host=host.name)
+            replace(
+                host_request(workload, facts, device_type=name, num_ranks=1),
+                host=host.name,
+                executors=("deepspeed",),
+            )
             for host, name in zip(hosts, ("core", SLOW), strict=True)
         ]
         joined = joined_requests(requests, hosts[0].address)

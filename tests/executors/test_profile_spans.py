@@ -335,4 +335,7 @@ def test_waiting_is_counted_without_what_a_quota_explains(tmp_path: Path) -> Non
     assert waiting.taken_s() == 0.0
     nothing = Waiting(tmp_path / "none", tmp_path / "none")
     assert nothing.taken_s() == 0.0
-    assert throttled_s(None) == 0.0
+    assert throttled_s(None) is None
+    untold = Waiting(schedstat, tmp_path / "none")
+    schedstat.write_text("950 7000000000 6\n", encoding="ascii")
+    assert untold.taken_s() == 0.0
