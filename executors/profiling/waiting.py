@@ -3,8 +3,8 @@
 The kernel counts time on the run queue (`/proc/thread-self/schedstat`, second figure, nanoseconds). A quota
 of the own control group keeps threads waiting there too: that is no disturbance but how fast the core
 is, so it is taken off again (`cpu.stat`: `throttled_usec` of cgroup version 2, nanoseconds of
-`throttled_time` in version 1). Where the group's statistics can't be read, neither is told from the other, and
-nothing counts as a disturbance.
+`throttled_time` in version 1). Where the group's statistics can't be read, nothing counts as a disturbance:
+neither could be told from the other.
 """
 
 from __future__ import annotations
