@@ -6,7 +6,9 @@ two cores, one rank each. `--rate BITS` runs pipelines between two network names
 `--quota FRAC` gives the second of them so much of its core alone, as a device type of its own.
 
 Printed: predicted and best measured step, busy CPU seconds per stage, peak memory, and over all plans the
-median error and Kendall's tau of those whose predictions are a tenth or more apart.
+median error and Kendall's tau of those whose predictions are a tenth or more apart. `drift` is by how much
+the cores were slower around a case than around the profile run, by a work of its own (`core_speed.py`);
+errors are given as they are, and with the predictions multiplied by it.
 """
 
 from __future__ import annotations
@@ -21,13 +23,14 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "executors")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "executors")]
 
+from bench.core_speed import unit_cpu_s  # noqa: E402
 from costmodels.discover import probe_machine  # noqa: E402
 from costmodels.interface import Strategy  # noqa: E402
 from costmodels.profile_io import save_profile  # noqa: E402
@@ -95,6 +98,7 @@ class Row:
     peak_bytes: float
     busy_cpu_s: tuple[float, ...]
     predicted_busy_s: tuple[float, ...]
+    drift: float
 
 
 def main() -> int:
@@ -117,7 +121,9 @@ def main() -> int:
             limited = stack.enter_context(quota_group(options.quota)) if options.quota else None
             own_cores(folder, limited)
         write_inputs(folder, hosts, options.rate or UNLIMITED_BITS_PER_S, unequal=bool(options.quota))
+        speed = Speed()
         profile = options.profile or make_profile(folder, hosts, unequal=bool(options.quota))
+        speed.profiled()
         document = json.loads(profile.read_text(encoding="utf-8"))
         rows = [
             row
@@ -126,10 +132,30 @@ def main() -> int:
             and (case.cuts or not hosts)
             # Every phase of a profile takes long on a core of little share: one executor will do.
             and not (options.quota and case.executor != "deepspeed")
-            for row in run_case(folder, case, document, hosts)
+            for row in run_case(folder, case, document, hosts, speed)
         ]
     print_summary(rows)
     return 0
+
+
+class Speed:
+    """How fast the cores are around each piece of work."""
+
+    def __init__(self) -> None:
+        self._last_s = unit_cpu_s()
+        self._profile_s = self._last_s
+
+    def profiled(self) -> None:
+        """The profile is taken."""
+        self._profile_s = self._since()
+
+    def drift(self) -> float:
+        """How much slower the cores were during the last piece of work than during the profile."""
+        return self._since() / self._profile_s
+
+    def _since(self) -> float:
+        before_s, self._last_s = self._last_s, unit_cpu_s()
+        return (before_s + self._last_s) / 2.0
 
 
 @contextmanager
@@ -192,7 +218,9 @@ def make_profile(folder: Path, hosts: Sequence[Any], *, unequal: bool) -> Path:
     return path
 
 
-def run_case(folder: Path, case: Case, profile: dict[str, Any], hosts: Sequence[Any]) -> Iterator[Row]:
+def run_case(
+    folder: Path, case: Case, profile: dict[str, Any], hosts: Sequence[Any], speed: Speed
+) -> Iterator[Row]:
     """Price one plan, launch it, and print its line."""
     plan = plan_of(folder, case, profile)
     if plan is None:
@@ -220,7 +248,7 @@ def run_case(folder: Path, case: Case, profile: dict[str, Any], hosts: Sequence[
         print(f"{case.name:26} {error.code}: {error.message}")
         return
     report = ended.reports[replica.id]
-    yield row_of(case, replica, simulated, report)
+    yield row_of(case, replica, simulated, report, speed.drift())
 
 
 def own_cores(folder: Path, limited: Path | None) -> None:
@@ -287,7 +315,7 @@ def stages_of(boundary: BoundaryProblem, case: Case, mode: Mode) -> list[StageCh
     ]
 
 
-def row_of(case: Case, replica: Any, simulated: Any, report: Mapping[str, Any]) -> Row:
+def row_of(case: Case, replica: Any, simulated: Any, report: Mapping[str, Any], drift: float) -> Row:
     """Predicted and measured figures side by side."""
     stages = report["stages"]
     row = Row(
@@ -300,6 +328,7 @@ def row_of(case: Case, replica: Any, simulated: Any, report: Mapping[str, Any]) 
         peak_bytes=max(stage["measured"]["peak_bytes"] for stage in stages),
         busy_cpu_s=tuple(stage["measured"]["busy_cpu_s"] for stage in stages),
         predicted_busy_s=tuple(stage["predicted"]["busy_s"] for stage in stages),
+        drift=drift,
     )
     busy = " / ".join(
         f"{told * 1e3:.0f} {found * 1e3:.0f}"
@@ -310,7 +339,7 @@ def row_of(case: Case, replica: Any, simulated: Any, report: Mapping[str, Any]) 
         f"best {row.best_s * 1e3:7.0f} ({row.closed_s / row.best_s - 1:+.1%}, "
         f"{row.simulated_s / row.best_s - 1:+.1%})  median {row.median_s * 1e3:7.0f}  busy told/CPU {busy}  "
         f"memory {row.predicted_bytes / 2**20:.0f} / {row.peak_bytes / 2**20:.0f} MiB "
-        f"({row.predicted_bytes / row.peak_bytes - 1:+.1%})",
+        f"({row.predicted_bytes / row.peak_bytes - 1:+.1%})  drift {row.drift - 1:+.1%}",
         flush=True,
     )
     return row
@@ -320,11 +349,13 @@ def print_summary(rows: Sequence[Row]) -> None:
     """Errors over all cases, of the closed form and of the simulator."""
     if len(rows) < 2:
         return
-    for name in ("closed_s", "simulated_s"):
-        errors = [abs(getattr(row, name) / row.best_s - 1.0) for row in rows]
-        tau, num = kendall_tau([(getattr(row, name), row.best_s) for row in rows])
+    for name, drifts in product(("closed_s", "simulated_s"), (False, True)):
+        told = [getattr(row, name) * (row.drift if drifts else 1.0) for row in rows]
+        errors = [abs(told_s / row.best_s - 1.0) for told_s, row in zip(told, rows, strict=True)]
+        tau, num = kendall_tau([(told_s, row.best_s) for told_s, row in zip(told, rows, strict=True)])
+        what = f"{name:12} {'with drift' if drifts else 'as it is':10}"
         print(
-            f"{name:12} median error {statistics.median(errors):.1%}, largest {max(errors):.1%}, "
+            f"{what} median error {statistics.median(errors):.1%}, largest {max(errors):.1%}, "
             f"Kendall tau {tau:.2f} over {num} pairs predicted {APART - 1:.0%} apart"
         )
     memory = [row.predicted_bytes / row.peak_bytes - 1.0 for row in rows]
