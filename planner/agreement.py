@@ -15,6 +15,7 @@ from costmodels.fleet import Fleet
 from costmodels.workload import DTYPE_BYTES, Job, LayerSpec, Workload
 from planner.faults import nearest
 from policies.policy import Policy
+from policies.sync import sync_settings
 
 _LAYER_AMOUNTS = (
     "params",
@@ -217,7 +218,11 @@ def policy_disagreements(policy: Policy) -> Iterator[Disagreement]:
         yield from _within(("speed_ratio_max",), policy.speed_ratio_max, 1.0, math.inf)
     if policy.replicas_max is not None and policy.replicas_max < 1:
         yield Disagreement(path=("replicas_max",), value=str(policy.replicas_max), limit="at least 1")
-    yield from _ids(("sync",), [key for key, _ in policy.sync])
+    keys = [key for key, _ in policy.sync]
+    yield from _ids(("sync",), keys)
+    for fault in sync_settings(policy.sync)[1]:
+        place = ("sync", keys.index(fault.key)) if fault.key in keys else ("sync",)
+        yield Disagreement(path=place, value=fault.value, limit=fault.limit)
     yield from _ids(("audit_keys",), [key for key, _ in policy.audit_keys])
 
 

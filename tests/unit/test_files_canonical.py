@@ -85,7 +85,7 @@ def any_inputs(draw: Callable[..., Any]) -> Inputs:
         if any(device.owner for device in devices)
         else None,
         usd_per_hour_max=draw(st.none() | POSITIVE),
-        sync=(("method", "fixed"),),
+        sync=(("method", "diloco"),),
     )
     return Inputs(
         fleet=Fleet(

@@ -265,12 +265,12 @@ def test_policy_values_and_defaults(tmp_path: Path) -> None:
         written(
             tmp_path,
             "policy.yaml",
-            "schema: echelon/policy/1\nsync: {method: fixed, local_steps: 100, overlap: true, rate: 0.7}\n"
+            "schema: echelon/policy/1\nsync: {method: diloco, local_steps: 100, outer_rate: 0.7}\n"
             f"audit_keys: {{north: 'ed25519:{'0f' * 32}'}}\n"
             "spill_over: {owners: [cloud], tokens_per_s_below: 5}\n",
         )
     )
-    assert dict(more.sync) == {"method": "fixed", "local_steps": "100", "overlap": "true", "rate": "0.7"}
+    assert dict(more.sync) == {"method": "diloco", "local_steps": "100", "outer_rate": "0.7"}
     assert more.spill_over is not None
     assert more.spill_over.tokens_per_s_below == 5.0
 
