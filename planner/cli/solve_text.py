@@ -17,6 +17,7 @@ from planner.solve.result import Progress
 from planner.solving import Answer, Request
 from planner.spares import eligible_spares
 
+THROTTLED = ("tokens", "steady-state")
 UNITS = {"tokens": "tokens/s", "steady-state": "tokens/s", "price": "USD/h", "step-time": "s per step"}
 MINIMISED = ("price", "step-time")
 STAGES_SHOWN_MAX = 40
@@ -90,7 +91,14 @@ def num_used(planned: BoundaryPlan) -> int:
 def answer_text(answer: Answer, request: Request, *, elapsed_s: float, every_stage: bool) -> str:
     """The plan in one line, the bound in one sentence, then the stages of every replica."""
     plan = answer.plan
-    lines = [_headline(answer), f"bound     {bound_sentence(answer, request, elapsed_s)}"]
+    lines = [_headline(answer)]
+    certificate = plan.certificate
+    if certificate.objective in THROTTLED and certificate.value < plan.tokens_per_s * (1.0 - 1e-9):
+        lines.append(
+            f"value     {certificate.value:,.0f} tokens/s: replicas count as no faster than the policy's "
+            "speed ratio allows"
+        )
+    lines.append(f"bound     {bound_sentence(answer, request, elapsed_s)}")
     if answer.spilled:
         owners = ", ".join(
             answer.problem.policy.spill_over.owners if answer.problem.policy.spill_over else ()

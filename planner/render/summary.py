@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
-from costmodels.units import format_seconds
+from costmodels.units import format_bytes, format_seconds
 from planner.render.measure import ELLIPSIS
 from planner.render.view import IDLE, BoundaryView, PlanView, ReplicaView, StageView
 from planner.render.words import (
@@ -27,6 +28,7 @@ from planner.render.words import (
     used_text,
     value_text,
 )
+from planner.sync_cost import sync_costs
 
 COLUMNS = 80
 INDENT = 10
@@ -48,6 +50,7 @@ def summary_text(view: PlanView, *, every_replica: bool = False) -> str:
         *_labelled("value", f"{value_text(view.certificate)}{f' ({note})' if note else ''}"),
         *_labelled("bound", bound_sentence(view.certificate)),
         *_labelled("tiers", _tiers_text(view)),
+        *(_labelled("sync", words) if (words := sync_text(view)) else ()),
     ]
     num_stages = sum(len(group[0].stages) for b in view.boundaries for group in alike(b.replicas))
     full = every_replica or num_stages <= STAGES_SHOWN_MAX
@@ -66,6 +69,21 @@ def summary_text(view: PlanView, *, every_replica: bool = False) -> str:
 def _tiers_text(view: PlanView) -> str:
     names = [f"{mark} {name}" for mark, name in zip(view.tier_marks, view.fleet.tiers, strict=True)]
     return " < ".join(names)
+
+
+def sync_text(view: PlanView) -> str:
+    """What keeping the boundaries in step costs; "" where nothing crosses or no cost can be told."""
+    costs = sync_costs(view.plan, view.inputs)
+    if not costs:
+        return ""
+    slowest = max(costs, key=lambda cost: cost.exchange_s)
+    waits = max(cost.waiting_frac for cost in costs)
+    return (
+        f"{format_bytes(slowest.payload_bytes)} up and down for each boundary after {slowest.local_steps} "
+        f"local steps; coordinator beside {slowest.coordinator}: at most "
+        f"{format_seconds(slowest.exchange_s)} ({slowest.boundary}), participants wait {percent(waits)} of "
+        "the time"
+    )
 
 
 def _labelled(label: str, words: str) -> list[str]:
@@ -184,6 +202,7 @@ def summary_data(view: PlanView) -> dict[str, Any]:
         "tokens_per_s": view.plan.tokens_per_s,
         "usd_per_hour": view.usd_per_hour,
         "tiers": list(view.fleet.tiers),
+        "sync": [asdict(cost) for cost in sync_costs(view.plan, view.inputs)],
         "boundaries": [_boundary_data(view, boundary) for boundary in view.boundaries],
     }
 
