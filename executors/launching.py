@@ -133,8 +133,8 @@ def _require_able(script: Script, plan: Plan, replica: ReplicaPlan) -> None:
     )
 
 
-def replacement_launch(plan: Plan, launch: Launch, job: TrainingJob, entry: int, port: int) -> Launch:
-    """The same replica after a loss, as failover entry `entry` says, from the newest checkpoint.
+def replacement_launch(plan: Plan, launch: Launch, job: TrainingJob, entry: int | None, port: int) -> Launch:
+    """The same replica from the newest checkpoint, as failover entry `entry` says, or as planned.
 
     Raises:
         InputError: `no-such-replica`.

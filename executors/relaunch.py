@@ -17,6 +17,7 @@ from executors.supervisor import OnEvent, supervise
 from planner.plan import Plan, ReplicaPlan
 from policies.errors import EchelonError
 
+PROCESSES_LOST = ("host-lost", "command-lost")
 MEASURED_STEPS = 5
 """So many steps after a failover give its measured speed; the first of them is left out."""
 
@@ -25,9 +26,9 @@ class Prepare(Protocol):
     """Prepares a replacement to go on from the newest checkpoint in the replica's folder."""
 
     def __call__(
-        self, replica: ReplicaPlan, *, boundary: str, failover: int, resume: bool, attempt: int
+        self, replica: ReplicaPlan, *, boundary: str, failover: int | None, resume: bool, attempt: int
     ) -> LaunchSpec:
-        """The specification of start number `attempt`; `failover` is the entry's position."""
+        """The specification of start number `attempt`; `failover` is the entry, None as planned."""
         ...
 
 
@@ -42,16 +43,19 @@ def run_with_failover(
     deadlines: Deadlines | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     max_failovers: int = 3,
+    on_this_machine: bool = False,
 ) -> LaunchOutcome:
     """Run replicas to their end; a loss is followed by the plan's failover entry, `max_failovers` times each.
 
+    `on_this_machine` says that every host is the one that runs this. Then a host whose agent or command was
+    ended has lost its processes and nothing else: the replica starts again on the same devices.
     Events `failover` say what was lost and what takes over, with steps lost and speeds planned before and
     after; `resumed` adds what was measured.
 
     Raises:
         ExecutorFailedError: what `supervise` raises.
     """
-    failovers = _Failovers(plan, fleet, specs, prepare, on_event, max_failovers)
+    failovers = _Failovers(plan, fleet, specs, prepare, on_event, max_failovers, on_this_machine)
     return supervise(
         specs,
         transport,
@@ -81,10 +85,12 @@ class _Failovers:
         prepare: Prepare,
         on_event: OnEvent,
         max_failovers: int,
+        on_this_machine: bool,
     ) -> None:
         self._plan, self._fleet, self._prepare, self._on_event = plan, fleet, prepare, on_event
-        self._max_failovers = max_failovers
+        self._max_failovers, self._on_this_machine = max_failovers, on_this_machine
         self._running = {spec.replica.id: spec.replica for spec in specs}
+        self._entries: dict[str, int | None] = dict.fromkeys(self._running)
         self._lost: set[str] = set()
         self._resumptions: dict[str, _Resumption] = {}
 
@@ -115,35 +121,54 @@ class _Failovers:
         return following
 
     def _after_loss(self, outcome: ReplicaOutcome) -> LaunchSpec | ReplicaOutcome:
+        if self._on_this_machine and outcome.code in PROCESSES_LOST:
+            return self._again(outcome)
         on_lost_hosts = (d.device_id for d in self._fleet.devices if d.host_id in outcome.lost_hosts)
         self._lost |= {*outcome.lost_devices, *on_lost_hosts}
         if outcome.attempt > self._max_failovers:
             return _with_reason(outcome, f"{self._max_failovers} failovers were allowed and are used up")
         if not self._lost & devices_of(self._running[outcome.replica]):
             return _with_reason(outcome, "no device of the replica is lost, so none has to be replaced")
-        boundary = boundary_of(self._plan, outcome.replica)
         in_use = {d for name, r in self._running.items() if name != outcome.replica for d in devices_of(r)}
+        boundary = boundary_of(self._plan, outcome.replica)
         choice = next_replica(self._plan, boundary, outcome.replica, self._lost, in_use=in_use)
         if choice.replacement is None or choice.entry is None:
             return _with_reason(outcome, choice.reason)
+        return self._prepared(outcome, choice, choice.replacement, sorted(self._lost))
+
+    def _again(self, outcome: ReplicaOutcome) -> LaunchSpec | ReplicaOutcome:
+        """The same replica once more: its devices are there, its processes are not."""
+        if outcome.attempt > self._max_failovers:
+            return _with_reason(outcome, f"{self._max_failovers} failovers were allowed and are used up")
+        running = self._running[outcome.replica]
+        reason = "its devices are on this machine and still there"
+        choice = Choice(replacement=running, entry=self._entries[outcome.replica], reason=reason)
+        return self._prepared(outcome, choice, running, [])
+
+    def _prepared(
+        self, outcome: ReplicaOutcome, choice: Choice, replacement: ReplicaPlan, lost: Sequence[str]
+    ) -> LaunchSpec | ReplicaOutcome:
         try:
             spec = self._prepare(
-                choice.replacement,
-                boundary=boundary,
+                replacement,
+                boundary=boundary_of(self._plan, outcome.replica),
                 failover=choice.entry,
                 resume=True,
                 attempt=outcome.attempt + 1,
             )
         except EchelonError as error:
             return _with_reason(outcome, f"{choice.reason} can't be started: {error.message}")
-        self._tell_failover(outcome, choice, choice.replacement)
+        self._entries[outcome.replica] = choice.entry
+        self._tell_failover(outcome, choice, replacement, lost)
         return spec
 
-    def _tell_failover(self, outcome: ReplicaOutcome, choice: Choice, replacement: ReplicaPlan) -> None:
+    def _tell_failover(
+        self, outcome: ReplicaOutcome, choice: Choice, replacement: ReplicaPlan, lost: Sequence[str]
+    ) -> None:
         before = self._running[outcome.replica]
         about = {
             "attempt": outcome.attempt + 1,
-            "lost": sorted(self._lost),
+            "lost": list(lost),
             "entry": choice.entry,
             "planned_tokens_per_s": {"before": before.tokens_per_s, "after": replacement.tokens_per_s},
             "measured_tokens_per_s": {"before": outcome.tokens_per_s, "after": None},

@@ -82,7 +82,16 @@ def run_launches(
     try:
         if failover and node is None:
             fleet = inputs_from_documents(plan.inputs).fleet
-            outcome = run_with_failover(plan, fleet, specs, prepare, transport, tell, deadlines=deadlines)
+            outcome = run_with_failover(
+                plan,
+                fleet,
+                specs,
+                prepare,
+                transport,
+                tell,
+                deadlines=deadlines,
+                on_this_machine=all(launch.start.one_machine for launch in launches),
+            )
         else:
             lock = LAUNCH_LOCK if node is None else f"launch-{file_name(node)}.lock"
             outcome = supervise(specs, transport, tell, deadlines=deadlines, lock=lock)
@@ -116,7 +125,7 @@ class _Preparing:
         self.newest = {launch.replica.id: launch.spec for launch in launches}
 
     def __call__(
-        self, replica: ReplicaPlan, *, boundary: str, failover: int, resume: bool, attempt: int
+        self, replica: ReplicaPlan, *, boundary: str, failover: int | None, resume: bool, attempt: int
     ) -> LaunchSpec:
         """The specification of the replacement; ranks meet at another port than before."""
         launch = self._launches[replica.id]

@@ -123,10 +123,11 @@ class ProgressLine:
         self._note(f"{event.replica}: rank {event.rank} on {event.host} died ({how})")
 
     def _on_failover(self, event: Event, data: Mapping[str, Any]) -> None:
-        self._note(
-            f"{event.replica}: lost {', '.join(data['lost'])}; goes on with the plan's replacement "
-            f"from step {data['resumed_step']}, {data['lost_steps']} steps are repeated"
-        )
+        how = f"lost {', '.join(data['lost'])}; goes on with the plan's replacement"
+        if not data["lost"]:
+            how = "lost its processes; starts again on the same devices"
+        steps = f"from step {data['resumed_step']}, {data['lost_steps']} steps are repeated"
+        self._note(f"{event.replica}: {how} {steps}")
 
     def _set(self, replica: str, text: str) -> None:
         self._latest[replica] = text

@@ -58,7 +58,7 @@ class Launch:
     prepared: list[dict[str, Any]] = field(default_factory=list)
     heard: Heard = field(default_factory=Heard)
 
-    def run(self, *specs: LaunchSpec, max_failovers: int = 3) -> LaunchOutcome:
+    def run(self, *specs: LaunchSpec, max_failovers: int = 3, on_this_machine: bool = False) -> LaunchOutcome:
         self.heard.react = self.react
         return run_with_failover(
             self.plan,
@@ -69,6 +69,7 @@ class Launch:
             self.heard,
             deadlines=QUICK,
             max_failovers=max_failovers,
+            on_this_machine=on_this_machine,
         )
 
     def prepare(self, replica: ReplicaPlan, **about: Any) -> LaunchSpec:
@@ -145,6 +146,29 @@ def test_a_lost_host_takes_its_idle_devices_along(tmp_path: Path) -> None:
     assert finished.status is Status.FINISHED
     assert [about["failover"] for about in launch.prepared] == [2]
     assert launch.heard.of(Kind.FAILOVER)[0].data["lost"] == ["a/0", "a/1"]
+
+
+@pytest.mark.parametrize("what", ["agent", "runner"])
+def test_processes_lost_on_this_machine_start_again_on_the_same_devices(tmp_path: Path, what: str) -> None:
+    """After a lost rank the replica runs as entry 0 says, and goes on as that one."""
+
+    def react(event: Event) -> None:
+        starts = [e for e in launch.heard.of(Kind.STARTED) if e.host == "b"]
+        if event.kind is Kind.STEP and event.rank == 0 and len(starts) == 2 and not killed:
+            killed.append(True)
+            runner = starts[-1].data["pid"]
+            agent = int(Path(f"/proc/{runner}/stat").read_text().rpartition(")")[2].split()[1])
+            os.kill(agent if what == "agent" else runner, signal.SIGKILL)
+
+    killed: list[bool] = []
+    launch = Launch(tmp_path, react=react, then={2: Behaviour(steps=1000, checkpoint_every=4)})
+    dies = replace(QUIET, rank=0, at=10, how="kill")
+    (finished,) = launch.run(spec_of(FIRST, tmp_path, dies), on_this_machine=True).replicas
+    assert (finished.status, finished.attempt) == (Status.FINISHED, 3)
+    assert [about["failover"] for about in launch.prepared] == [0, 0]
+    lost, again = (event.data for event in launch.heard.of(Kind.FAILOVER))
+    assert (lost["lost"], again["lost"]) == (["a/0"], [])
+    assert again["reason"].endswith("its devices are on this machine and still there")
 
 
 def test_a_mistake_of_the_job_is_not_tried_again(tmp_path: Path) -> None:
