@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from launches import mark  # noqa: F401  a fixture
-from namespaces import Namespace, namespaces, why_no_namespaces
+from namespaces import Namespace, namespaces, why_no_namespaces, why_no_rate_limits
 from two_hosts import plan_in
 
 pytestmark = [
@@ -30,7 +30,8 @@ DEADLINE_S = 240.0
 
 @pytest.fixture
 def hosts() -> Iterator[tuple[Namespace, ...]]:
-    with namespaces(2) as made:
+    """Two hosts, where it can be had with a narrow link between them."""
+    with namespaces(2, bits_per_s=None if why_no_rate_limits() else 100e6) as made:
         yield made
 
 
