@@ -1,8 +1,8 @@
 """Clipping of one participant's delta before it is masked: L2, then L-infinity.
 
-Done by the participant: an aggregator that sees masked vectors alone can't clip. L2 bounds what one participant
-can move the sum by; L-infinity keeps each coordinate inside the fixed-point range of the masking ring.
-Legend: P parameters.
+Done by the participant: an aggregator that sees masked vectors alone can't clip. L2 bounds what one
+participant can move the sum by; L-infinity keeps each coordinate inside the fixed-point range of the masking
+ring. Legend: P parameters.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Clipped:
 
 
 def clip(delta_P: NDArray[np.float32], rule: ClipRule) -> Clipped:
-    """The delta times min(1, l2_max / ||delta||_2), then cut to [-linf_max, linf_max]; the input stays as it is.
+    """The delta times min(1, l2_max / ||delta||_2), then cut to [-linf_max, linf_max]; the input is kept.
 
     Raises:
         InputError: `delta-not-finite` where the delta holds NaN or infinity, which no clipping can mend.

@@ -1,13 +1,15 @@
 """Echelon-DA: how long the boundaries may train apart, decided from their drift after each outer step.
 
-Drift of M boundary deltas: rho = (mean ||Delta_m||^2 - ||mean Delta_m||^2) / ||mean Delta_m||^2, the excess of the
-variance criterion of federated dynamic averaging over the squared mean. Identical deltas give 0; orthogonal deltas
-of equal norm give exactly M - 1. It is relative, so it does not fall merely because steps got smaller.
+Drift of M boundary deltas: rho = (mean ||Delta_m||^2 - ||mean Delta_m||^2) / ||mean Delta_m||^2, the excess
+of the variance criterion of federated dynamic averaging over the squared mean. Identical deltas give 0;
+orthogonal deltas of equal norm give exactly M - 1. It is relative, so it does not fall merely because steps
+got smaller.
 
 The law: H grows by `gain` while rho < theta = theta_frac * (M - 1), else shrinks by it; it stays within
-[h_floor, h_max], where h_floor is the smallest H whose exposed link time is at most `link_frac_max` of a round; it
-does not grow while the loss has stalled. Where a signal is missing or not finite, H falls back to `h_fixed`.
-The decision names all its inputs. This law is a reconstruction: the Echelon authors published none.
+[h_floor, h_max], where h_floor is the smallest H whose exposed link time is at most `link_frac_max` of a
+round; it does not grow while the loss has stalled. Where a signal is missing or not finite, H falls back to
+`h_fixed`. The decision names all its inputs. This law is a reconstruction: the Echelon authors published
+none.
 """
 
 from __future__ import annotations
@@ -33,9 +35,10 @@ class DriftAction(StrEnum):
 class DriftRule:
     """Settings of the controller. H counts local steps between commitments.
 
-    `is_overlapped`: training continues while an exchange is under way. `stall_patience`: decisions without a better
-    loss (by `stall_margin`, nats) after which H stops growing. `deadline_slack_frac`: the window deadline is the
-    time of H steps longer by this share; `stale_frac_max`: above this share of stale work the slack doubles.
+    `is_overlapped`: training continues while an exchange is under way. `stall_patience`: decisions without a
+    better loss (by `stall_margin`, nats) after which H stops growing. `deadline_slack_frac`: the window
+    deadline is the time of H steps longer by this share; `stale_frac_max`: above this share of stale work the
+    slack doubles.
 
     Raises:
         InputError: `drift-rule` where a setting is out of range.
@@ -81,9 +84,10 @@ class DriftRule:
 class DriftSignals:
     """What the coordinator knows after one outer step; None or NaN stands for a missing signal.
 
-    `squared_norms_B`: ||Delta_m||^2 of each boundary; `squared_mean_norm`: ||mean Delta_m||^2, or None where only
-    `projections_B` on one shared unit vector are known. `link_s`: round trip plus transfer; `step_s`: one local
-    step. `staleness_counts`: updates of staleness 0, 1, 2, ... since the last decision. `loss`: nats per token.
+    `squared_norms_B`: ||Delta_m||^2 of each boundary; `squared_mean_norm`: ||mean Delta_m||^2, or None where
+    only `projections_B` on one shared unit vector are known. `link_s`: round trip plus transfer; `step_s`:
+    one local step. `staleness_counts`: updates of staleness 0, 1, 2, ... since the last decision. `loss`:
+    nats per token.
     """
 
     squared_norms_B: tuple[float, ...]
@@ -97,7 +101,7 @@ class DriftSignals:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DriftState:
-    """What the controller remembers: the current H as a real number, so that small gains add up, and stalls."""
+    """What the controller remembers: H as a real number, so that small gains add up, and stalls."""
 
     h: float
     best_loss: float = math.inf
@@ -121,7 +125,7 @@ class DriftDecision:
 
 
 def dispersion(squared_norms_B: Sequence[float], squared_mean_norm: float) -> float:
-    """rho from the exact squared norm of the mean delta; at least 0, NaN where a value is not finite or 0 / 0."""
+    """Rho from the exact squared norm of the mean delta; at least 0, NaN where it is not defined."""
     mean_square = math.fsum(squared_norms_B) / len(squared_norms_B) if squared_norms_B else math.nan
     if not (math.isfinite(mean_square) and math.isfinite(squared_mean_norm)) or squared_mean_norm <= 0.0:
         return math.nan
@@ -129,7 +133,7 @@ def dispersion(squared_norms_B: Sequence[float], squared_mean_norm: float) -> fl
 
 
 def dispersion_bound(squared_norms_B: Sequence[float], projections_B: Sequence[float]) -> float:
-    """An upper bound on rho from O(1) metadata: (mean projection)^2 <= ||mean Delta||^2 for any unit vector."""
+    """An upper bound on rho from O(1) metadata: (mean projection)^2 <= ||mean Delta||^2, any unit vector."""
     if len(projections_B) != len(squared_norms_B) or not projections_B:
         return math.nan
     mean_projection = math.fsum(projections_B) / len(projections_B)
@@ -139,8 +143,8 @@ def dispersion_bound(squared_norms_B: Sequence[float], projections_B: Sequence[f
 def steps_floor(rule: DriftRule, *, link_s: float, step_s: float) -> int:
     """The smallest H whose exposed link time is at most `link_frac_max` of its round.
 
-    Blocking: link / (H step + link) <= f. Overlapped: (link - H step) / link <= f, as the exchange hides behind
-    the steps that run meanwhile.
+    Blocking: link / (H step + link) <= f. Overlapped: (link - H step) / link <= f, as the exchange hides
+    behind the steps that run meanwhile.
     """
     f = rule.link_frac_max
     hidden_s = link_s * (1.0 - f) if rule.is_overlapped else link_s * (1.0 - f) / f

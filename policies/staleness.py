@@ -1,9 +1,9 @@
 """How much an update counts that was trained from an older model than the one it is added to.
 
-Staleness tau is the current version minus the version the update was trained from. The three forms are those of
-public buffered-asynchronous servers (FLSim): constant, threshold, polynomial (1 + tau)^-a with a >= 0. Every
-rule here is non-increasing in tau by construction: a negative exponent, which weights stale work *up* and was
-shipped in public code, is refused.
+Staleness tau is the current version minus the version the update was trained from. The three forms are those
+of public buffered-asynchronous servers (FLSim): constant, threshold, polynomial (1 + tau)^-a with a >= 0.
+Every rule here is non-increasing in tau by construction: a negative exponent, which weights stale work *up*
+and was shipped in public code, is refused.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def polynomial_weight(staleness: int, *, exponent: float) -> float:
 class StalenessRule:
     """A weight per staleness, and the staleness above which work is dropped.
 
-    `exponent` belongs to the polynomial form; `cutoff` and `after` to the threshold form. `staleness_max` None
-    keeps work of any age.
+    `exponent` belongs to the polynomial form; `cutoff` and `after` to the threshold form. `staleness_max`
+    None keeps work of any age.
 
     Raises:
         InputError: `staleness-rule` where a setting would make older work count more, or is not finite.

@@ -1,0 +1,3 @@
+"""The outer loop: what is due when, how deltas are merged, and what crosses a boundary, as pure state
+machines.
+"""

@@ -1,0 +1,181 @@
+"""The simulation: events in virtual time around the same state machines that the services run.
+
+Secure aggregation is exact up to its rounding, so the sum is taken directly here, inside the boundary, and its cost
+is charged as time. What crosses a boundary is serialised and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from executors.boundary.outer.account import Traffic
+from executors.boundary.outer.global_model import Arrival, GlobalModel, drift_signals, start_global
+from executors.boundary.outer.local import LocalTraining
+from executors.boundary.outer.policy import CoordinatorSituation, Due, SyncPolicy
+from executors.boundary.outer.scheduler import Scheduler
+from executors.boundary.outer.vectors import Vector, from_bytes, to_bytes
+from executors.boundary.virtual.agenda import Agenda
+from executors.boundary.virtual.boundary_sim import BoundarySim
+from executors.boundary.virtual.fleet import ChurnKind, VirtualFleet
+from executors.boundary.virtual.records import Limits, RunResult, SyncRecord
+
+Evaluate = Callable[[Vector], float]
+
+
+class Simulation:
+    """One run of one policy on one fleet; `run` is called once."""
+
+    def __init__(
+        self,
+        fleet: VirtualFleet,
+        policy: SyncPolicy,
+        *,
+        start_P: Vector,
+        train: LocalTraining,
+        evaluate: Evaluate | None = None,
+        evaluate_every: int = 1,
+        tokens_per_step: int = 1,
+    ) -> None:
+        self._fleet = fleet
+        self._scheduler = Scheduler(policy)
+        self._agenda = Agenda()
+        self._evaluate = evaluate
+        self._evaluate_every = evaluate_every
+        self._tokens_per_step = tokens_per_step
+        self._model: GlobalModel = start_global(start_P)
+        self._records: list[SyncRecord] = []
+        self._last_loss: float | None = None
+        rng = np.random.default_rng(fleet.seed)
+        self._boundaries = [
+            BoundarySim(
+                m, fleet, self._scheduler, self._agenda, start_P=start_P, train=train, rng=rng, ship=self._on_ship
+            )
+            for m in range(len(fleet.boundaries))
+        ]
+
+    def run(self, limits: Limits) -> RunResult:
+        """The run up to the first limit reached."""
+        for boundary in self._boundaries:
+            boundary.start(0.0)
+        for churn in self._fleet.churn:
+            boundary = self._boundaries[churn.boundary]
+            act = boundary.leave if churn.kind is ChurnKind.LEAVE else boundary.come_back
+            self._agenda.add(churn.at_s, lambda at_s, act=act, i=churn.participant: act(i, at_s))
+        now_s = 0.0
+        while not self._is_over(limits, now_s):
+            upcoming = self._agenda.pop()
+            if upcoming is None or (limits.at_s is not None and upcoming[0] > limits.at_s):
+                break
+            now_s, act = upcoming
+            act(now_s)
+        account = self._scheduler.account
+        return RunResult(
+            policy=self._scheduler.policy.name,
+            records=tuple(self._records),
+            decisions=tuple(self._scheduler.decisions),
+            w_P=self._model.w_P,
+            num_released=sum(b.num_released for b in self._boundaries),
+            num_dropped=sum(b.num_dropped for b in self._boundaries),
+            crossing_bytes=account.crossing_bytes,
+            inside_bytes=account.inside_bytes,
+            at_s=now_s,
+            num_steps=self._num_steps(),
+        )
+
+    def _is_over(self, limits: Limits, now_s: float) -> bool:
+        if limits.num_syncs is not None and len(self._records) >= limits.num_syncs:
+            return True
+        return limits.num_tokens is not None and bool(self._records) and (
+            self._records[-1].num_tokens >= limits.num_tokens
+        )
+
+    def _num_steps(self) -> int:
+        return sum(member.total_steps for b in self._boundaries for member in b.members)
+
+    def _on_ship(self, boundary: int, delta_P: Vector, base_version: int, at_s: float) -> None:
+        buffer = to_bytes(delta_P)
+        self._scheduler.account.add(Traffic.BOUNDARY_DELTA, buffer)
+        delay_s = self._fleet.boundaries[boundary].link.one_way_s(len(buffer))
+        self._agenda.add(at_s + delay_s, lambda now_s: self._on_arrival(boundary, buffer, base_version, now_s))
+
+    def _on_arrival(self, boundary: int, buffer: bytes, base_version: int, at_s: float) -> None:
+        arrival = Arrival(boundary=boundary, delta_P=from_bytes(buffer), base_version=base_version)
+        self._model = self._model.arrive(arrival)
+        if len(self._model.pending) == 1:
+            version = self._model.version
+            self._agenda.add(
+                at_s + self._fleet.global_deadline_s, lambda now_s: self._on_global_deadline(version, now_s)
+            )
+        self._merge_if_due(at_s, is_expired=False)
+
+    def _on_global_deadline(self, version: int, at_s: float) -> None:
+        if self._model.version == version and self._model.pending:
+            self._merge_if_due(at_s, is_expired=True)
+
+    def _merge_if_due(self, at_s: float, *, is_expired: bool) -> None:
+        num_live = len(self._boundaries)
+        situation = CoordinatorSituation(
+            num_reported=len(self._model.pending), num_live=num_live, is_expired=is_expired
+        )
+        if Due.MERGE not in self._scheduler.due(situation):
+            return
+        reports = self._model.reports()
+        self._model = self._model.merge(self._scheduler.policy, num_live=num_live)
+        for boundary in self._boundaries:
+            boundary.advance_all(at_s)
+        buffer = to_bytes(self._model.w_P)
+        links_s = []
+        for report in reports:
+            link = self._fleet.boundaries[report.boundary].link
+            self._scheduler.account.add(Traffic.GLOBAL_STATE, buffer)
+            links_s.append(2.0 * link.one_way_s(len(buffer)))
+            receiver = self._boundaries[report.boundary]
+            self._agenda.add(
+                at_s + link.one_way_s(len(buffer)),
+                lambda now_s, receiver=receiver, version=self._model.version: receiver.receive(
+                    from_bytes(buffer), version, now_s
+                ),
+            )
+        self._record(at_s, len(reports))
+        counts = self._staleness_counts()
+        signals = drift_signals(
+            reports,
+            link_s=max(links_s),
+            step_s=self._mean_step_s(),
+            staleness_counts=counts,
+            loss=self._last_loss,
+        )
+        decision = self._scheduler.observe(signals)
+        if decision is not None:
+            for boundary in self._boundaries:
+                boundary.on_new_cadence(at_s)
+
+    def _mean_step_s(self) -> float:
+        steps_s = [p.step_s for b in self._fleet.boundaries for p in b.participants]
+        return sum(steps_s) / len(steps_s)
+
+    def _staleness_counts(self) -> tuple[int, ...]:
+        return tuple(sum(column) for column in zip(*(b.staleness_counts for b in self._boundaries), strict=True))
+
+    def _record(self, at_s: float, num_reports: int) -> None:
+        num_syncs = len(self._records) + 1
+        loss = None
+        if self._evaluate is not None and num_syncs % self._evaluate_every == 0:
+            loss = self._evaluate(self._model.w_P)
+            self._last_loss = loss
+        num_steps = self._num_steps()
+        self._records.append(
+            SyncRecord(
+                num_syncs=num_syncs,
+                at_s=at_s,
+                num_steps=num_steps,
+                num_tokens=num_steps * self._tokens_per_step,
+                crossing_bytes=self._scheduler.account.crossing_bytes,
+                loss=loss,
+                num_local_steps=self._scheduler.num_local_steps,
+                num_reports=num_reports,
+                staleness_counts=self._staleness_counts(),
+            )
+        )
