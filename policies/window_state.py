@@ -1,4 +1,4 @@
-"""Rule, state and events of the windows of one boundary: plain values; the transitions are in policies.windows."""
+"""Rule, state and events of the windows of one boundary; the transitions are in policies.windows."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""DiLoCo: all participants take H steps, wait for the outer Nesterov step over the mean delta, and go on
-from it.
-"""
+"""DiLoCo: all participants take H steps, wait for the outer Nesterov step over the mean delta, go on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Echelon: buffered semi-asynchronous windows inside each boundary, overlapped aggregate exchange between them.
+"""Echelon: buffered semi-asynchronous windows in each boundary, overlapped exchange of aggregates between.
 
 Inside a boundary a window closes at K of N; its release moves the boundary's model at once, and its members
 pull that. After every `num_releases` releases the boundary sends its model's delta since the last global

@@ -1,6 +1,4 @@
-"""Echelon-DA: Echelon whose local steps between commits follow the drift of the boundaries and the link
-time.
-"""
+"""Echelon-DA: Echelon whose local steps between commits follow boundary drift and link time."""
 
 from __future__ import annotations
 

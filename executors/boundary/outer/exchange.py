@@ -18,9 +18,7 @@ from policies.errors import EchelonError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalCopy:
-    """`now_P` the trained vector, `anchor_P` the model last received, `at_send_P` what was sent, if in
-    flight.
-    """
+    """`now_P`: as trained; `anchor_P`: the model last received; `at_send_P`: as sent, while in flight."""
 
     now_P: Vector
     anchor_P: Vector
@@ -64,7 +62,5 @@ class LocalCopy:
         return LocalCopy(now_P=now_P, anchor_P=w_P, version=version)
 
     def restart(self, w_P: Vector, *, version: int) -> LocalCopy:
-        """The received model alone: for policies whose participants wait, or start afresh after each
-        commit.
-        """
+        """The received model alone, for participants who start afresh."""
         return LocalCopy(now_P=w_P, anchor_P=w_P, version=version)

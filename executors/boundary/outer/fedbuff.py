@@ -1,6 +1,4 @@
-"""FedBuff: buffers of K updates, each weighted by staleness, are applied as they fill; nobody waits for
-anybody.
-"""
+"""FedBuff: buffers of K updates, weighted by staleness, are applied as they fill; nobody waits."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ def fedbuff(
     exponent: float = 0.5,
     num_boundaries: int = 1,
 ) -> SyncPolicy:
-    """FedBuff with one secure buffer per boundary; the server steps, without momentum, at each buffer's arrival.
+    """FedBuff with one secure buffer per boundary; the server steps, without momentum, at each arrival.
 
     Each boundary's buffer holds a share 1 / `num_boundaries` of the participants, so its mean is applied with
     that share of the rate. A participant starts afresh from its boundary's newest model once it has

@@ -8,9 +8,7 @@ from policies.staleness import StalenessRule
 
 
 def overlapped_diloco(*, num_local_steps: int, rate: float = 0.7, momentum: float = 0.9) -> SyncPolicy:
-    """DiLoCo whose participants train up to one more round while their delta is away, and keep that
-    progress.
-    """
+    """DiLoCo whose participants train up to one round ahead while their delta is away, and keep that."""
     return SyncPolicy(
         name="overlapped-diloco",
         num_local_steps=num_local_steps,

@@ -10,19 +10,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+import numpy as np
+
 from executors.boundary.outer.exchange import LocalCopy
 from executors.boundary.outer.local import Proximal
 from executors.boundary.outer.optimiser import MEAN, OuterOptimiser
 from executors.boundary.outer.vectors import Vector, weighted_mean
+from policies.clipping import ClipRule
 from policies.drift import DriftRule
 from policies.errors import InputError, PolicyRefusedError
 from policies.staleness import StalenessRule
 
 
 class Pull(StrEnum):
-    """When a participant takes the newer model: at its own commit, at its window's release, at the outer
-    step.
-    """
+    """When a participant takes the newer model: at its commit, its window's release, or the outer step."""
 
     COMMIT = "commit"
     RELEASE = "release"
@@ -101,6 +102,7 @@ class SyncPolicy:
     proximal: Proximal = field(default_factory=Proximal)
     staleness: StalenessRule = field(default_factory=StalenessRule)
     global_staleness: StalenessRule = field(default_factory=StalenessRule)
+    clip: ClipRule = field(default_factory=ClipRule)
     drift: DriftRule | None = None
 
     def __post_init__(self) -> None:
@@ -121,8 +123,8 @@ class SyncPolicy:
         if self.report_frac < 1.0 and self.optimiser.momentum > 0.0:
             raise PolicyRefusedError(
                 "lone-delta-momentum",
-                f"report_frac {self.report_frac} with momentum {self.optimiser.momentum}: single boundary deltas "
-                "would be applied with momentum",
+                f"report_frac {self.report_frac} with momentum {self.optimiser.momentum}: "
+                "single boundary deltas would be applied with momentum",
                 hint="wait for all boundaries, or set the momentum to 0",
             )
 
@@ -164,15 +166,13 @@ class SyncPolicy:
             return w_P, velocity_P
         mean_P = weighted_mean([r.delta_P for r in kept], [self.report_weight(r) for r in kept])
         if self.report_frac == 1.0 and len(kept) < num_live:
-            mean_P = mean_P * type(mean_P[0])(len(kept) / num_live)
+            mean_P = (mean_P * np.float32(len(kept) / num_live)).astype(np.float32)
         if len(kept) == 1 and num_live > 1:
             return self.optimiser.step_without_momentum(w_P, mean_P), velocity_P
         return self.optimiser.step(w_P, velocity_P, mean_P)
 
     def apply(self, copy: LocalCopy, received_P: Vector, *, version: int) -> LocalCopy:
-        """A participant's copy after a pull: restarted where policies start afresh, else on top of its
-        progress.
-        """
+        """A participant's copy after a pull: started afresh, or on top of what was learned since."""
         if self.pull is Pull.COMMIT:
             return copy.restart(received_P, version=version)
         return copy.receive(received_P, version=version)

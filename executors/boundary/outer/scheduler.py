@@ -30,9 +30,7 @@ class Scheduler:
         return self.policy.due(situation, num_local_steps=self.num_local_steps)
 
     def observe(self, signals: DriftSignals) -> DriftDecision | None:
-        """The controller's decision after an outer step, already in force; None for policies with a fixed
-        H.
-        """
+        """The controller's decision after an outer step, already in force; None where H is fixed."""
         if self.policy.drift is None:
             return None
         self._state, decision = decide(self.policy.drift, self._state, signals)

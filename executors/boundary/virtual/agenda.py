@@ -1,4 +1,4 @@
-"""What happens next in virtual time. Equal times are ordered by rank, then by order of entry: runs repeat exactly."""
+"""What happens next in virtual time. Equal times are ordered by rank, then by order of entry."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from executors.boundary.virtual.agenda import Agenda, Rank
 from executors.boundary.virtual.fleet import VirtualFleet
 from executors.boundary.virtual.member import Member
 from policies import windows
+from policies.clipping import clip
 from policies.window_state import Commitment, Entry, EventKind, Phase, WindowEvent, WindowRule, WindowState
 
 NUM_STALENESS_BINS = 8
@@ -75,7 +77,7 @@ class BoundarySim:
             self._go_on(member, at_s)
 
     def receive(self, w_P: Vector, version: int, at_s: float) -> None:
-        """A global model arrives: it goes under the boundary's own progress, and to those who waited for it."""
+        """A global model arrives: it goes under the boundary's progress, and to those who waited for it."""
         self._copy = self._copy.receive(w_P, version=version)
         for member in self.members:
             if member.awaits_outer_step:
@@ -116,7 +118,8 @@ class BoundarySim:
         )
 
     def _steps_max(self, member: Member) -> int:
-        return self._scheduler.policy.num_ahead_steps if member.is_waiting else self._scheduler.num_local_steps
+        policy = self._scheduler.policy
+        return policy.num_ahead_steps if member.is_waiting else self._scheduler.num_local_steps
 
     def _advance(self, member: Member, at_s: float) -> None:
         member.advance(
@@ -143,7 +146,7 @@ class BoundarySim:
                 member.running_since_s = at_s
             num_left = self._steps_max(member) - member.num_steps
             end_s = member.running_since_s + num_left * member.step_s
-            self._agenda.add(end_s, lambda now_s, turn=member.turn: self._on_steps_done(member, turn, now_s))
+            self._agenda.add(end_s, partial(self._on_steps_done, member, member.turn))
         else:
             member.running_since_s = None
 
@@ -160,7 +163,7 @@ class BoundarySim:
         self._transit(windows.commit(self._rule(), self._state, commitment, at_s=at_s), at_s)
         if member.turn == turn:
             if self._scheduler.policy.pull is Pull.COMMIT:
-                self._agenda.add(at_s, lambda now_s: self._pull(member, now_s), rank=Rank.PULL)
+                self._agenda.add(at_s, partial(self._pull, member), rank=Rank.PULL)
             self._go_on(member, at_s)
 
     def _pull(self, member: Member, at_s: float) -> None:
@@ -185,9 +188,8 @@ class BoundarySim:
         if event.deadline_s is not None:
             self._agenda.add(event.deadline_s, self._on_tick)
         if event.kind is EventKind.CLOSED:
-            window = event.window
             self._agenda.add(
-                at_s + self._fleet.secure_sum_s, lambda now_s: self._on_summed(window, event.entries, now_s)
+                at_s + self._fleet.secure_sum_s, partial(self._on_summed, event.window, event.entries)
             )
         elif event.kind in (EventKind.DROPPED, EventKind.REFUSED):
             for entry in event.entries:
@@ -206,7 +208,7 @@ class BoundarySim:
             member.base_version = self._state.version
             member.num_steps = 0
         member.is_waiting = False
-        self._agenda.add(at_s, lambda now_s: self._go_on(member, now_s))
+        self._agenda.add(at_s, partial(self._go_on, member))
 
     def _on_summed(self, window: int, entries: tuple[Entry, ...], at_s: float) -> None:
         """The masks are off: release the survivors' weighted mean, or abort below the cohort."""
@@ -237,9 +239,7 @@ class BoundarySim:
     def _take_down(self, member: Member, at_s: float) -> None:
         if member.is_up:
             self.leave(member.participant, at_s)
-            self._agenda.add(
-                at_s + self._fleet.down_s, lambda now_s: self.come_back(member.participant, now_s)
-            )
+            self._agenda.add(at_s + self._fleet.down_s, partial(self.come_back, member.participant))
 
     def _sum(self, entries: list[Entry]) -> Vector:
         """The staleness-weighted mean of the survivors' deltas, as the masked sum over the masked weight."""
@@ -249,7 +249,7 @@ class BoundarySim:
             member = self._by_identity[entry.commitment.identity]
             delta_P = member.unreleased.pop(entry.commitment.update_id)
             self._scheduler.account.add(Traffic.MASKED_UPDATE, to_bytes(delta_P))
-            deltas.append(delta_P)
+            deltas.append(clip(delta_P, policy.clip).delta_P)
             weights.append(policy.weight(staleness=entry.staleness, num_examples=member.num_examples))
             self.staleness_counts[min(entry.staleness, NUM_STALENESS_BINS - 1)] += 1
         return weighted_mean(deltas, weights)

@@ -59,9 +59,10 @@ class Churn:
 class VirtualFleet:
     """Everything outside the sync policy.
 
-    `secure_sum_s`: from a closed roster to the released sum. `dropout_frac`: chance that a participant of a closed
-    roster fails before the sum; it is away for `down_s` and keeps its work. `window_deadline_s`, `extend_s`,
-    `min_cohort`: of every window. `global_deadline_s`: an outer step waits this long after its first delta.
+    `secure_sum_s`: from a closed roster to the released sum. `dropout_frac`: chance that a participant of a
+    closed roster fails before the sum; it is away for `down_s` and keeps its work. `window_deadline_s`,
+    `extend_s`, `min_cohort`: of every window. `global_deadline_s`: an outer step waits this long after its
+    first delta.
 
     Raises:
         InputError: `virtual-fleet` where a boundary is too small or a number is out of range.
@@ -83,12 +84,16 @@ class VirtualFleet:
             if len(boundary.participants) < self.min_cohort:
                 raise InputError(
                     "virtual-fleet",
-                    f"boundary {m} has {len(boundary.participants)} participants, its cohort needs {self.min_cohort}",
+                    f"boundary {m} has {len(boundary.participants)} participants, "
+                    f"its cohort needs {self.min_cohort}",
                     hint="add participants, or lower min_cohort to no less than 3",
                 )
             if any(not (math.isfinite(p.step_s) and p.step_s > 0.0) for p in boundary.participants):
-                raise InputError("virtual-fleet", f"boundary {m} has a step time that is not above 0", hint="set it")
-        if not self.boundaries or not 0.0 <= self.dropout_frac < 1.0 or self.secure_sum_s < 0.0 or self.down_s <= 0.0:
+                raise InputError(
+                    "virtual-fleet", f"boundary {m} has a step time that is not above 0", hint="set it"
+                )
+        is_fine = 0.0 <= self.dropout_frac < 1.0 and self.secure_sum_s >= 0.0 and self.down_s > 0.0
+        if not self.boundaries or not is_fine:
             raise InputError(
                 "virtual-fleet",
                 f"{len(self.boundaries)} boundaries, dropout_frac {self.dropout_frac}, "

@@ -40,7 +40,7 @@ class Member:
         return f"{self.boundary}/{self.participant}"
 
     def advance(self, now_s: float, *, steps_max: int, train: LocalTraining, proximal: Proximal) -> None:
-        """Take the whole steps that fit between the last call and now, at most up to `steps_max` since commit."""
+        """Take the whole steps that fit before now, at most up to `steps_max` since the commit."""
         if self.running_since_s is None:
             return
         num_done = math.floor((now_s - self.running_since_s) / self.step_s + _EPSILON_STEPS)

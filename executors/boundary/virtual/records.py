@@ -12,8 +12,9 @@ from policies.drift import DriftDecision
 class SyncRecord:
     """After one outer step: loss (nats, None where not evaluated) against the four budgets.
 
-    `num_steps`: local steps of all participants so far. `num_tokens`: the same in tokens. `crossing_bytes`: both
-    directions, all boundaries. `num_local_steps`: H now in force. `rho`: drift of this step, None if unknown.
+    `num_steps`: local steps of all participants so far. `num_tokens`: the same in tokens. `crossing_bytes`:
+    both directions, all boundaries. `num_local_steps`: H now in force. `rho`: drift of this step, None if
+    unknown.
     """
 
     num_syncs: int

@@ -1,25 +1,28 @@
 """The simulation: events in virtual time around the same state machines that the services run.
 
-Secure aggregation is exact up to its rounding, so the sum is taken directly here, inside the boundary, and its cost
-is charged as time. What crosses a boundary is serialised and counted.
+Secure aggregation is exact up to its rounding, so the sum is taken directly here, inside the boundary, and
+its cost is charged as time. What crosses a boundary is serialised and counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
 from executors.boundary.outer.account import Traffic
 from executors.boundary.outer.global_model import Arrival, GlobalModel, drift_signals, start_global
 from executors.boundary.outer.local import LocalTraining
-from executors.boundary.outer.policy import CoordinatorSituation, Due, SyncPolicy
+from executors.boundary.outer.policy import CoordinatorSituation, Due, Report, SyncPolicy
 from executors.boundary.outer.scheduler import Scheduler
 from executors.boundary.outer.vectors import Vector, from_bytes, to_bytes
 from executors.boundary.virtual.agenda import Agenda
-from executors.boundary.virtual.boundary_sim import BoundarySim
+from executors.boundary.virtual.boundary_sim import NUM_STALENESS_BINS, BoundarySim
 from executors.boundary.virtual.fleet import ChurnKind, VirtualFleet
 from executors.boundary.virtual.records import Limits, RunResult, SyncRecord
+from policies.drift import DriftSignals, dispersion
 
 Evaluate = Callable[[Vector], float]
 
@@ -46,11 +49,18 @@ class Simulation:
         self._tokens_per_step = tokens_per_step
         self._model: GlobalModel = start_global(start_P)
         self._records: list[SyncRecord] = []
-        self._last_loss: float | None = None
+        self._staleness_totals: tuple[int, ...] = (0,) * NUM_STALENESS_BINS
         rng = np.random.default_rng(fleet.seed)
         self._boundaries = [
             BoundarySim(
-                m, fleet, self._scheduler, self._agenda, start_P=start_P, train=train, rng=rng, ship=self._on_ship
+                m,
+                fleet,
+                self._scheduler,
+                self._agenda,
+                start_P=start_P,
+                train=train,
+                rng=rng,
+                ship=self._on_ship,
             )
             for m in range(len(fleet.boundaries))
         ]
@@ -61,8 +71,8 @@ class Simulation:
             boundary.start(0.0)
         for churn in self._fleet.churn:
             boundary = self._boundaries[churn.boundary]
-            act = boundary.leave if churn.kind is ChurnKind.LEAVE else boundary.come_back
-            self._agenda.add(churn.at_s, lambda at_s, act=act, i=churn.participant: act(i, at_s))
+            change = boundary.leave if churn.kind is ChurnKind.LEAVE else boundary.come_back
+            self._agenda.add(churn.at_s, partial(change, churn.participant))
         now_s = 0.0
         while not self._is_over(limits, now_s):
             upcoming = self._agenda.pop()
@@ -87,8 +97,10 @@ class Simulation:
     def _is_over(self, limits: Limits, now_s: float) -> bool:
         if limits.num_syncs is not None and len(self._records) >= limits.num_syncs:
             return True
-        return limits.num_tokens is not None and bool(self._records) and (
-            self._records[-1].num_tokens >= limits.num_tokens
+        return (
+            limits.num_tokens is not None
+            and bool(self._records)
+            and (self._records[-1].num_tokens >= limits.num_tokens)
         )
 
     def _num_steps(self) -> int:
@@ -98,16 +110,14 @@ class Simulation:
         buffer = to_bytes(delta_P)
         self._scheduler.account.add(Traffic.BOUNDARY_DELTA, buffer)
         delay_s = self._fleet.boundaries[boundary].link.one_way_s(len(buffer))
-        self._agenda.add(at_s + delay_s, lambda now_s: self._on_arrival(boundary, buffer, base_version, now_s))
+        self._agenda.add(at_s + delay_s, partial(self._on_arrival, boundary, buffer, base_version))
 
     def _on_arrival(self, boundary: int, buffer: bytes, base_version: int, at_s: float) -> None:
         arrival = Arrival(boundary=boundary, delta_P=from_bytes(buffer), base_version=base_version)
         self._model = self._model.arrive(arrival)
         if len(self._model.pending) == 1:
             version = self._model.version
-            self._agenda.add(
-                at_s + self._fleet.global_deadline_s, lambda now_s: self._on_global_deadline(version, now_s)
-            )
+            self._agenda.add(at_s + self._fleet.global_deadline_s, partial(self._on_global_deadline, version))
         self._merge_if_due(at_s, is_expired=False)
 
     def _on_global_deadline(self, version: int, at_s: float) -> None:
@@ -125,57 +135,62 @@ class Simulation:
         self._model = self._model.merge(self._scheduler.policy, num_live=num_live)
         for boundary in self._boundaries:
             boundary.advance_all(at_s)
-        buffer = to_bytes(self._model.w_P)
-        links_s = []
-        for report in reports:
-            link = self._fleet.boundaries[report.boundary].link
-            self._scheduler.account.add(Traffic.GLOBAL_STATE, buffer)
-            links_s.append(2.0 * link.one_way_s(len(buffer)))
-            receiver = self._boundaries[report.boundary]
-            self._agenda.add(
-                at_s + link.one_way_s(len(buffer)),
-                lambda now_s, receiver=receiver, version=self._model.version: receiver.receive(
-                    from_bytes(buffer), version, now_s
-                ),
-            )
-        self._record(at_s, len(reports))
-        counts = self._staleness_counts()
+        link_s = self._answer(reports, at_s)
         signals = drift_signals(
             reports,
-            link_s=max(links_s),
+            link_s=link_s,
             step_s=self._mean_step_s(),
-            staleness_counts=counts,
-            loss=self._last_loss,
+            staleness_counts=self._new_staleness_counts(),
+            loss=self._loss_if_due(),
         )
-        decision = self._scheduler.observe(signals)
-        if decision is not None:
+        if self._scheduler.observe(signals) is not None:
             for boundary in self._boundaries:
                 boundary.on_new_cadence(at_s)
+        self._record(at_s, signals)
+
+    def _answer(self, reports: Sequence[Report], at_s: float) -> float:
+        """Send the new model to those who reported; returns the slowest link's time for both directions."""
+        buffer = to_bytes(self._model.w_P)
+        slowest_s = 0.0
+        for report in reports:
+            one_way_s = self._fleet.boundaries[report.boundary].link.one_way_s(len(buffer))
+            slowest_s = max(slowest_s, 2.0 * one_way_s)
+            self._scheduler.account.add(Traffic.GLOBAL_STATE, buffer)
+            receive = self._boundaries[report.boundary].receive
+            self._agenda.add(at_s + one_way_s, partial(receive, from_bytes(buffer), self._model.version))
+        return slowest_s
 
     def _mean_step_s(self) -> float:
         steps_s = [p.step_s for b in self._fleet.boundaries for p in b.participants]
         return sum(steps_s) / len(steps_s)
 
-    def _staleness_counts(self) -> tuple[int, ...]:
-        return tuple(sum(column) for column in zip(*(b.staleness_counts for b in self._boundaries), strict=True))
+    def _new_staleness_counts(self) -> tuple[int, ...]:
+        """Released updates by staleness since the last outer step."""
+        columns = zip(*(b.staleness_counts for b in self._boundaries), strict=True)
+        totals = tuple(sum(column) for column in columns)
+        counts = tuple(now - before for now, before in zip(totals, self._staleness_totals, strict=True))
+        self._staleness_totals = totals
+        return counts
 
-    def _record(self, at_s: float, num_reports: int) -> None:
-        num_syncs = len(self._records) + 1
-        loss = None
-        if self._evaluate is not None and num_syncs % self._evaluate_every == 0:
-            loss = self._evaluate(self._model.w_P)
-            self._last_loss = loss
+    def _loss_if_due(self) -> float | None:
+        is_due = (len(self._records) + 1) % self._evaluate_every == 0
+        return self._evaluate(self._model.w_P) if self._evaluate is not None and is_due else None
+
+    def _record(self, at_s: float, signals: DriftSignals) -> None:
         num_steps = self._num_steps()
+        mean_square = signals.squared_mean_norm
+        rho = math.nan if mean_square is None else dispersion(signals.squared_norms_B, mean_square)
         self._records.append(
             SyncRecord(
-                num_syncs=num_syncs,
+                num_syncs=len(self._records) + 1,
                 at_s=at_s,
                 num_steps=num_steps,
                 num_tokens=num_steps * self._tokens_per_step,
                 crossing_bytes=self._scheduler.account.crossing_bytes,
-                loss=loss,
+                loss=signals.loss,
                 num_local_steps=self._scheduler.num_local_steps,
-                num_reports=num_reports,
-                staleness_counts=self._staleness_counts(),
+                num_reports=len(signals.squared_norms_B),
+                staleness_counts=signals.staleness_counts,
+                rho=rho if math.isfinite(rho) else None,
             )
         )
