@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from executors.boundary.outer.local import LocalTask, take_steps
 from executors.boundary.outer.policy import SyncPolicy
@@ -21,11 +22,12 @@ from executors.boundary.virtual.simulation import Simulation
 class Quadratics:
     """Loss of participant i of boundary m: 0.5 ||w - t_mi||^2; the best common w is the mean target."""
 
-    targets: np.ndarray
+    targets: NDArray[np.float32]
     rate: float = 0.05
 
     def gradient(self, boundary: int, participant: int, w_P: Vector) -> Vector:
-        return (w_P - self.targets[boundary, participant]).astype(np.float32)
+        target_P: Vector = self.targets[boundary, participant]
+        return w_P - target_P
 
     def train(self, task: LocalTask) -> Vector:
         def step(w_P: Vector) -> Vector:

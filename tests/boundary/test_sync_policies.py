@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from boundary.sync_problems import even_fleet, quadratics, run, start
 from hypothesis import given
 from hypothesis import strategies as st
 
+from boundary.sync_problems import even_fleet, quadratics, run, start
 from executors.boundary.outer.diloco import diloco
 from executors.boundary.outer.echelon import echelon_fixed
 from executors.boundary.outer.echelon_da import echelon_da
@@ -101,7 +102,7 @@ def test_absolute_spread_of_deltas_falls_with_the_proximal_strength() -> None:
         return float(np.linalg.norm(deltas_NP - deltas_NP.mean(axis=0)))
 
     spreads = [spread(mu) for mu in (0.0, 0.01, 0.1, 1.0, 10.0)]
-    assert all(later < earlier for earlier, later in zip(spreads, spreads[1:], strict=False))
+    assert all(later < earlier for earlier, later in itertools.pairwise(spreads))
     assert spreads[-1] < 0.15 * spreads[0]
 
 
@@ -120,8 +121,8 @@ def test_nesterov_follows_its_formula() -> None:
 def outer_distance(optimiser: OuterOptimiser, *, gain: float, alone: bool) -> float:
     """Distance to the optimum after 60 exchanges of two boundaries: each delta applied alone, or their mean.
 
-    Deltas go the share `gain` of the way to each boundary's own optimum and are one exchange old when applied, as
-    in any overlapped scheme; the same optimiser is used either way.
+    Deltas go the share `gain` of the way to each boundary's own optimum and are one exchange old when
+    applied, as in any overlapped scheme; the same optimiser is used either way.
     """
     targets = [np.array([1.0, -1.0], dtype=np.float32), np.array([-1.0, 1.0], dtype=np.float32)]
     w_P = seen_P = np.array([3.0, 3.0], dtype=np.float32)
@@ -197,7 +198,7 @@ def test_what_is_due_at_each_plane() -> None:
 )
 def test_settings_out_of_range_are_refused(change: dict[str, float]) -> None:
     with pytest.raises(InputError):
-        replace(ALL[0], **change)
+        replace(ALL[0], **change)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("policy", ALL, ids=lambda p: p.name)

@@ -73,11 +73,11 @@ def buffered_distance(exponent: float) -> float:
     their number, as servers do that take weights as learning-rate factors.
     """
     history = [np.full(4, 3.0)]
-    for _ in range(200):
+    for _ in range(300):
         step = np.zeros(4)
         for staleness in (0, 4, 12):
             seen = history[max(0, len(history) - 1 - staleness)]
-            step += (1.0 + staleness) ** -exponent * (-0.15 * seen)
+            step += (1.0 + staleness) ** -exponent * (-0.3 * seen)
         history.append(history[-1] + step / 3.0)
         if not np.isfinite(history[-1]).all() or np.abs(history[-1]).max() > 1e9:
             break

@@ -1,4 +1,4 @@
-"""The simulation: runs repeat bit for bit, time and bytes add up, churn and dropouts lose no update unsaid."""
+"""The simulation: runs repeat bit for bit, time and bytes add up, churn and dropouts stop nobody."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
 from boundary.sync_problems import even_fleet, quadratics, run, start
 from boundary.test_sync_policies import ALL
-
 from executors.boundary.outer.diloco import diloco
 from executors.boundary.outer.echelon import echelon_fixed
 from executors.boundary.outer.echelon_da import echelon_da
@@ -20,7 +20,7 @@ from executors.boundary.virtual.fleet import Churn, ChurnKind, VirtualFleet, Vir
 from executors.boundary.virtual.records import Limits
 from executors.boundary.virtual.simulation import Simulation
 from policies.drift import DriftAction, DriftRule
-from policies.errors import InputError
+from policies.errors import EchelonError, InputError
 
 
 @pytest.mark.parametrize("policy", ALL, ids=lambda p: p.name)
@@ -74,7 +74,7 @@ def test_echelon_throughput_does_not_follow_the_link_delay() -> None:
 
 @pytest.mark.parametrize("policy", ALL, ids=lambda p: p.name)
 def test_dropouts_and_churn_stop_no_policy(policy: SyncPolicy) -> None:
-    problem = quadratics()
+    problem = quadratics(num_participants=6)
     churn = (
         Churn(at_s=5.0, boundary=0, participant=1, kind=ChurnKind.LEAVE),
         Churn(at_s=25.0, boundary=0, participant=1, kind=ChurnKind.RETURN),
@@ -109,7 +109,7 @@ def test_the_controller_decides_at_every_outer_step_and_h_follows() -> None:
 def test_with_one_boundary_drift_is_unknown_and_h_stays_fixed() -> None:
     policy = echelon_da(drift=DriftRule(h_fixed=6))
     fixed = echelon_fixed(num_local_steps=6)
-    fleet = replace(even_fleet(num_boundaries=1), window_deadline_s=2.25)
+    fleet = even_fleet(num_boundaries=1, speed_spread=1.37)
     adapted = run(quadratics(num_boundaries=1), fleet, policy, num_syncs=10)
     assert {d.action for d in adapted.decisions} == {DriftAction.FALL_BACK}
     same = run(quadratics(num_boundaries=1), fleet, fixed, num_syncs=10)
@@ -133,6 +133,16 @@ def test_limits_stop_a_run() -> None:
     assert last(Limits(num_syncs=3)) == (3, 960, 3.0)
     assert last(Limits(num_tokens=600)) == (2, 640, 2.0)
     assert last(Limits(at_s=5.5)) == (5, 1600, 5.0)
+
+
+def test_a_boundary_without_a_cohort_ends_in_an_error_not_in_silence() -> None:
+    churn = tuple(Churn(at_s=1.0, boundary=0, participant=i, kind=ChurnKind.LEAVE) for i in (0, 1))
+    fleet = replace(even_fleet(), churn=churn, window_deadline_s=2.0)
+    with pytest.raises(EchelonError) as stalled:
+        run(quadratics(), fleet, diloco(num_local_steps=8), num_syncs=5, at_s=1e9)
+    assert stalled.value.code == "simulation-stalled"
+    late = run(quadratics(), fleet, diloco(num_local_steps=8), num_syncs=5, at_s=100.0)
+    assert late.records == ()
 
 
 def test_equal_times_go_by_rank_then_entry() -> None:

@@ -43,6 +43,9 @@ class Log:
         commitment = Commitment(identity=name, update_id=update_id, base_version=base)
         return self.take(windows.commit(self.rule, self.state, commitment, at_s=at_s))
 
+    def phase(self) -> Phase:
+        return self.state.phase
+
     def tick(self, at_s: float) -> tuple[WindowEvent, ...]:
         return self.take(windows.tick(self.rule, self.state, at_s=at_s))
 
@@ -68,7 +71,7 @@ def test_a_window_opens_with_the_first_commitment_and_closes_at_k() -> None:
     closed = log.commit("c", 1)
     assert kinds(closed) == [EventKind.CLOSED]
     assert names(closed[0]) == "abc"
-    assert log.state.phase is Phase.CLOSED
+    assert log.phase() is Phase.CLOSED
 
 
 def test_it_closes_at_its_deadline_with_a_cohort() -> None:
@@ -98,7 +101,7 @@ def test_a_second_commitment_of_one_identity_waits_for_the_next_window() -> None
     log.commit("a", 1)
     log.commit("a", 2)
     log.commit("b", 1)
-    assert log.state.phase is Phase.OPEN
+    assert log.phase() is Phase.OPEN
     assert names(log.commit("c", 1)[0]) == "abc"
     log.settle("abc")
     assert [c.update_id for c in log.state.held] == [2]
@@ -157,6 +160,7 @@ def test_too_stale_work_is_dropped_and_said_so() -> None:
     log = Log(WindowRule(close_at=3, deadline_s=10.0, staleness=StalenessRule(staleness_max=1)))
     log.take(windows.join(log.rule, log.state, "f", at_s=0.0, hours=(Interval(start_s=50.0, stop_s=60.0),)))
     log.commit("f", 1)
+    events: tuple[WindowEvent, ...] = ()
     for round_id in (1, 2):
         for name in "abc":
             log.commit(name, round_id)
@@ -190,7 +194,7 @@ def test_who_leaves_and_returns_by_identity_finds_its_work_again() -> None:
     log = Log()
     log.commit("a", 1)
     assert kinds(log.take(windows.leave(log.rule, log.state, "a", at_s=1.0))) == [EventKind.PARKED]
-    assert log.state.phase is Phase.IDLE
+    assert log.phase() is Phase.IDLE
     for name in "bcd":
         log.commit(name, 1)
     log.settle("bcd")
@@ -213,11 +217,11 @@ def test_outside_its_participation_window_a_member_is_not_in_any() -> None:
     night = (Interval(start_s=100.0, stop_s=200.0),)
     log.take(windows.join(log.rule, log.state, "n", at_s=0.0, hours=night))
     log.commit("n", 1, at_s=1.0)
-    assert log.state.phase is Phase.IDLE
+    assert log.phase() is Phase.IDLE
     assert windows.next_wake_s(log.state, at_s=1.0) == 100.0
     log.commit("a", 1, at_s=2.0)
     log.commit("b", 1, at_s=2.0)
-    assert log.state.phase is Phase.OPEN
+    assert log.phase() is Phase.OPEN
     log.tick(12.0)
     assert [name for name in "abn" if log.state.is_present(name, 100.0)] == ["a", "b", "n"]
     assert names(log.tick(100.0)[-1]) == "nab"

@@ -1,4 +1,4 @@
-"""Over random schedules: every update is released at most once, none is lost, each window holds an identity once."""
+"""Random schedules: updates are released at most once, none is lost, a window has an identity once."""
 
 from __future__ import annotations
 
@@ -116,5 +116,5 @@ class Schedules(RuleBasedStateMachine):
         assert bool(self.state.roster) == (self.state.phase is Phase.CLOSED)
 
 
-Schedules.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+Schedules.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 TestSchedules = Schedules.TestCase

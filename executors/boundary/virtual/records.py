@@ -31,11 +31,22 @@ class SyncRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Where a run stops: whichever is reached first."""
+    """Bounds on a run; None leaves that axis open."""
 
     num_tokens: int | None = None
+    num_bytes: int | None = None
     num_syncs: int | None = None
     at_s: float | None = None
+
+    def reached(self, record: SyncRecord) -> tuple[bool, ...]:
+        """For each bound that is set, whether the run has come that far."""
+        pairs = (
+            (self.num_tokens, record.num_tokens),
+            (self.num_bytes, record.crossing_bytes),
+            (self.num_syncs, record.num_syncs),
+            (self.at_s, record.at_s),
+        )
+        return tuple(value >= bound for bound, value in pairs if bound is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

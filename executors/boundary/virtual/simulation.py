@@ -23,7 +23,9 @@ from executors.boundary.virtual.boundary_sim import NUM_STALENESS_BINS, Boundary
 from executors.boundary.virtual.fleet import ChurnKind, VirtualFleet
 from executors.boundary.virtual.records import Limits, RunResult, SyncRecord
 from policies.drift import DriftSignals, dispersion
+from policies.errors import EchelonError
 
+ACTS_PER_SYNC_AND_MEMBER_MAX = 2_000
 Evaluate = Callable[[Vector], float]
 
 
@@ -49,6 +51,7 @@ class Simulation:
         self._tokens_per_step = tokens_per_step
         self._model: GlobalModel = start_global(start_P)
         self._records: list[SyncRecord] = []
+        self._num_acts = 0
         self._staleness_totals: tuple[int, ...] = (0,) * NUM_STALENESS_BINS
         rng = np.random.default_rng(fleet.seed)
         self._boundaries = [
@@ -65,8 +68,8 @@ class Simulation:
             for m in range(len(fleet.boundaries))
         ]
 
-    def run(self, limits: Limits) -> RunResult:
-        """The run up to the first limit reached."""
+    def run(self, limits: Limits, *, enough: Limits | None = None) -> RunResult:
+        """The run until any of `limits`, or all that is set in `enough`, is reached."""
         for boundary in self._boundaries:
             boundary.start(0.0)
         for churn in self._fleet.churn:
@@ -74,12 +77,13 @@ class Simulation:
             change = boundary.leave if churn.kind is ChurnKind.LEAVE else boundary.come_back
             self._agenda.add(churn.at_s, partial(change, churn.participant))
         now_s = 0.0
-        while not self._is_over(limits, now_s):
+        while not self._is_over(limits, enough):
             upcoming = self._agenda.pop()
             if upcoming is None or (limits.at_s is not None and upcoming[0] > limits.at_s):
                 break
             now_s, act = upcoming
             act(now_s)
+            self._require_progress(now_s)
         account = self._scheduler.account
         return RunResult(
             policy=self._scheduler.policy.name,
@@ -94,14 +98,21 @@ class Simulation:
             num_steps=self._num_steps(),
         )
 
-    def _is_over(self, limits: Limits, now_s: float) -> bool:
-        if limits.num_syncs is not None and len(self._records) >= limits.num_syncs:
-            return True
-        return (
-            limits.num_tokens is not None
-            and bool(self._records)
-            and (self._records[-1].num_tokens >= limits.num_tokens)
-        )
+    def _is_over(self, limits: Limits, enough: Limits | None) -> bool:
+        if not self._records:
+            return False
+        last = self._records[-1]
+        return any(limits.reached(last)) or (enough is not None and all(enough.reached(last)))
+
+    def _require_progress(self, now_s: float) -> None:
+        self._num_acts += 1
+        num_acts_max = ACTS_PER_SYNC_AND_MEMBER_MAX * sum(len(b.members) for b in self._boundaries)
+        if self._num_acts > num_acts_max:
+            raise EchelonError(
+                "simulation-stalled",
+                f"{len(self._records)} outer steps, none in the last {num_acts_max} acts up to {now_s:.6g} s",
+                hint="a boundary has too few participants left for a cohort, or waits have no end",
+            )
 
     def _num_steps(self) -> int:
         return sum(member.total_steps for b in self._boundaries for member in b.members)
@@ -177,6 +188,7 @@ class Simulation:
         return self._evaluate(self._model.w_P) if self._evaluate is not None and is_due else None
 
     def _record(self, at_s: float, signals: DriftSignals) -> None:
+        self._num_acts = 0
         num_steps = self._num_steps()
         mean_square = signals.squared_mean_norm
         rho = math.nan if mean_square is None else dispersion(signals.squared_norms_B, mean_square)
