@@ -119,9 +119,7 @@ def announce(kept: Kept, size: Size) -> None:
     first = kept.get(tuning_jobs(size, "diloco")[0])
     total_h = (num_tuning + num_report) * first["cpu_s"] / 3600.0
     print(f"domains: {', '.join(name for name, _ in domains())}; {NUM_PARAMETERS} parameters")
-    print(
-        f"{size.num_trials} tuning trials per arm on {len(size.tuning_seeds)} seeds, {len(size.seeds)} to report"
-    )
+    print(f"{size.num_trials} trials per arm on {len(size.tuning_seeds)} seeds, {len(size.seeds)} to report")
     print(f"{num_tuning} tuning and {num_report} reporting runs; one run {first['cpu_s']:.1f} CPU s")
     print(f"about {total_h:.2f} CPU hours in all", flush=True)
 

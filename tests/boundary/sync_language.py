@@ -83,9 +83,10 @@ def examples(symbols: Symbols, starts_N: Symbols) -> tuple[Symbols, Symbols]:
     return symbols[starts_N[:, None] + np.arange(CONTEXT)], symbols[starts_N + CONTEXT]
 
 
-def views(w_P: Vector) -> list[Vector]:
+def views(w_P: NDArray[Any]) -> list[NDArray[Any]]:
     """The parameters as arrays over the flat vector."""
-    out, at = [], 0
+    out: list[NDArray[Any]] = []
+    at = 0
     for shape in SHAPES:
         size = int(np.prod(shape))
         out.append(w_P[at : at + size].reshape(shape))
@@ -105,7 +106,7 @@ def first_vector(seed: int) -> Vector:
     return w_P
 
 
-def forward(w_P: Vector, contexts_NC: Symbols) -> tuple[Any, Any, Any]:
+def forward(w_P: NDArray[Any], contexts_NC: Symbols) -> tuple[Any, Any, Any]:
     """Inputs (N, C E), hidden values (N, H), log probabilities (N, V)."""
     embedding, in_w, in_b, out_w, out_b = views(w_P)
     inputs = embedding[contexts_NC].reshape(len(contexts_NC), -1)
@@ -115,7 +116,7 @@ def forward(w_P: Vector, contexts_NC: Symbols) -> tuple[Any, Any, Any]:
     return inputs, hidden, scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
 
 
-def loss(w_P: Vector, contexts_NC: Symbols, next_N: Symbols) -> float:
+def loss(w_P: NDArray[Any], contexts_NC: Symbols, next_N: Symbols) -> float:
     """Mean nats per character."""
     _, _, log_NV = forward(w_P, contexts_NC)
     return float(-log_NV[np.arange(len(next_N)), next_N].mean())
