@@ -174,6 +174,12 @@ def test_stale_reports_count_less_and_the_absent_one_as_zero() -> None:
     assert none_P[0] == 0.0
 
 
+def test_a_participant_weights_by_staleness_and_examples() -> None:
+    policy = echelon_fixed(num_local_steps=5, exponent=0.5)
+    assert policy.weight(staleness=3, num_examples=10.0) == pytest.approx(5.0)
+    assert policy.weight(staleness=99, num_examples=10.0) == 0.0
+
+
 def test_what_is_due_at_each_plane() -> None:
     policy = overlapped_diloco(num_local_steps=5)
 

@@ -12,11 +12,14 @@ from boundary.test_sync_policies import ALL
 from executors.boundary.outer.diloco import diloco
 from executors.boundary.outer.echelon import echelon_fixed
 from executors.boundary.outer.echelon_da import echelon_da
+from executors.boundary.outer.exchange import LocalCopy
+from executors.boundary.outer.local import Proximal
 from executors.boundary.outer.overlapped import overlapped_diloco
 from executors.boundary.outer.policy import SyncPolicy
 from executors.boundary.outer.vectors import HEADER_BYTES
 from executors.boundary.virtual.agenda import Agenda, Rank
 from executors.boundary.virtual.fleet import Churn, ChurnKind, VirtualFleet, VirtualLink, even_boundaries
+from executors.boundary.virtual.member import Member
 from executors.boundary.virtual.records import Limits
 from executors.boundary.virtual.simulation import Simulation
 from policies.drift import DriftAction, DriftRule
@@ -114,6 +117,33 @@ def test_with_one_boundary_drift_is_unknown_and_h_stays_fixed() -> None:
     assert {d.action for d in adapted.decisions} == {DriftAction.FALL_BACK}
     same = run(quadratics(num_boundaries=1), fleet, fixed, num_syncs=10)
     assert adapted.w_P.tobytes() == same.w_P.tobytes()
+
+
+def test_examples_weight_the_sum_inside_a_boundary() -> None:
+    problem = quadratics(num_boundaries=1, rate=1.0)
+    boundary = even_fleet(num_boundaries=1).boundaries[0]
+    counts = (1.0, 2.0, 3.0, 4.0)
+    members = tuple(replace(p, num_examples=n) for p, n in zip(boundary.participants, counts, strict=True))
+    fleet = VirtualFleet(boundaries=(replace(boundary, participants=members),))
+    result = run(problem, fleet, diloco(num_local_steps=1, rate=1.0, momentum=0.0), num_syncs=1)
+    # One gradient step of rate 1 on a quadratic ends at its target, so the mean is that of the targets.
+    assert result.w_P == pytest.approx(np.average(problem.targets[0], axis=0, weights=counts), abs=1e-5)
+
+
+def test_a_member_takes_whole_steps_and_none_beyond_what_is_due() -> None:
+    problem = quadratics()
+    start_P = start(problem)
+    member = Member(
+        boundary=0,
+        participant=0,
+        step_s=0.5,
+        num_examples=1.0,
+        copy=LocalCopy(now_P=start_P, anchor_P=start_P),
+        running_since_s=1.0,
+    )
+    for now_s, num_steps in ((1.4, 0), (2.2, 2), (2.2, 2), (2.5, 3), (99.0, 4)):
+        member.advance(now_s, steps_max=4, train=problem.train, proximal=Proximal())
+        assert (member.num_steps, member.total_steps) == (num_steps, num_steps)
 
 
 def test_limits_stop_a_run() -> None:
