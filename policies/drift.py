@@ -6,10 +6,10 @@ orthogonal deltas of equal norm give exactly M - 1. It is relative, so it does n
 got smaller.
 
 The law: H grows by `gain` while rho < theta = theta_frac * (M - 1), else shrinks by it; it stays within
-[h_floor, h_max], where h_floor is the smallest H whose exposed link time is at most `link_frac_max` of a
-round; it does not grow while the loss has stalled. Where a signal is missing or not finite, H falls back to
-`h_fixed`. The decision names all its inputs. This law is a reconstruction: the Echelon authors published
-none.
+[h_floor, h_max], where h_floor is the smallest H whose exposed link time and window overhead stay within
+their shares of a round; it does not grow while the loss has stalled. Where a signal is missing or not finite,
+H falls back to `h_fixed`. The decision names all its inputs. This law is a reconstruction: the Echelon
+authors published none.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class DriftRule:
     gain: float = 1.25
     theta_frac: float = 0.5
     link_frac_max: float = 0.05
+    overhead_frac_max: float = 0.2
     is_overlapped: bool = True
     stall_patience: int = 4
     stall_margin: float = 1e-3
@@ -68,6 +69,12 @@ class DriftRule:
                 "finite, above 0",
             ),
             ("link_frac_max", self.link_frac_max, 0.0 < self.link_frac_max < 1.0, "between 0 and 1"),
+            (
+                "overhead_frac_max",
+                self.overhead_frac_max,
+                0.0 < self.overhead_frac_max < 1.0,
+                "between 0 and 1",
+            ),
             ("stall_patience", self.stall_patience, self.stall_patience >= 1, "at least 1"),
             ("deadline_slack_frac", self.deadline_slack_frac, self.deadline_slack_frac >= 0.0, "at least 0"),
         )
@@ -86,8 +93,8 @@ class DriftSignals:
 
     `squared_norms_B`: ||Delta_m||^2 of each boundary; `squared_mean_norm`: ||mean Delta_m||^2, or None where
     only `projections_B` on one shared unit vector are known. `link_s`: round trip plus transfer; `step_s`:
-    one local step. `staleness_counts`: updates of staleness 0, 1, 2, ... since the last decision. `loss`:
-    nats per token.
+    one local step; `overhead_s`: the secure sum of a window. `staleness_counts`: updates of staleness 0, 1,
+    2, ... since the last decision. `loss`: nats per token.
     """
 
     squared_norms_B: tuple[float, ...]
@@ -95,6 +102,7 @@ class DriftSignals:
     projections_B: tuple[float, ...] = ()
     link_s: float | None = None
     step_s: float | None = None
+    overhead_s: float = 0.0
     staleness_counts: tuple[int, ...] = ()
     loss: float | None = None
 
@@ -140,14 +148,17 @@ def dispersion_bound(squared_norms_B: Sequence[float], projections_B: Sequence[f
     return dispersion(squared_norms_B, mean_projection**2)
 
 
-def steps_floor(rule: DriftRule, *, link_s: float, step_s: float) -> int:
-    """The smallest H whose exposed link time is at most `link_frac_max` of its round.
+def steps_floor(rule: DriftRule, *, link_s: float, step_s: float, overhead_s: float = 0.0) -> int:
+    """The smallest H with exposed link time and window overhead within their shares of a round.
 
-    Blocking: link / (H step + link) <= f. Overlapped: (link - H step) / link <= f, as the exchange hides
-    behind the steps that run meanwhile.
+    Overhead o (the secure sum) is never hidden: o / (H step + o) <= g. Link time, blocking: link / (H step +
+    link) <= f; overlapped: (link - H step) / link <= f, as the exchange hides behind the steps that run
+    meanwhile.
     """
     f = rule.link_frac_max
-    hidden_s = link_s * (1.0 - f) if rule.is_overlapped else link_s * (1.0 - f) / f
+    link_floor_s = link_s * (1.0 - f) if rule.is_overlapped else link_s * (1.0 - f) / f
+    g = rule.overhead_frac_max
+    hidden_s = max(link_floor_s, overhead_s * (1.0 - g) / g)
     return min(rule.h_max, max(rule.h_min, math.ceil(hidden_s / step_s - 1e-9)))
 
 
@@ -160,12 +171,10 @@ def decide(rule: DriftRule, state: DriftState, signals: DriftSignals) -> tuple[D
     if missing:
         state = replace(state, h=float(rule.h_fixed))
         return state, _decision(rule, state, state.h, DriftAction.FALL_BACK, missing, signals, None)
-    assert signals.link_s is not None
-    assert signals.step_s is not None
     h_before = state.h
     theta = rule.theta_frac * (len(signals.squared_norms_B) - 1)
     state = _note_loss(rule, state, signals.loss)
-    floor = steps_floor(rule, link_s=signals.link_s, step_s=signals.step_s)
+    floor = _floor(rule, signals)
     action, wanted = _wish(rule, state, rho, theta)
     h = min(float(rule.h_max), max(float(floor), wanted))
     state = replace(state, h=h)
@@ -192,7 +201,11 @@ def _note_loss(rule: DriftRule, state: DriftState, loss: float | None) -> DriftS
 def _missing(signals: DriftSignals) -> str:
     if len(signals.squared_norms_B) < 2:
         return f"{len(signals.squared_norms_B)} boundary deltas, drift needs 2"
-    for name, value in (("link time", signals.link_s), ("step time", signals.step_s)):
+    for name, value in (
+        ("link time", signals.link_s),
+        ("step time", signals.step_s),
+        ("overhead", signals.overhead_s),
+    ):
         if value is None or not math.isfinite(value) or value < 0.0:
             return f"{name} missing"
     return "step time missing" if signals.step_s == 0.0 else ""
@@ -216,7 +229,7 @@ def _decision(
     steps = min(rule.h_max, max(rule.h_min, round(state.h)))
     num_updates = sum(signals.staleness_counts)
     stale_frac = 1.0 - signals.staleness_counts[0] / num_updates if num_updates else 0.0
-    step_s, link_s = _known(signals.step_s), _known(signals.link_s)
+    step_s = signals.step_s if signals.step_s and math.isfinite(signals.step_s) else None
     slack = rule.deadline_slack_frac * (2.0 if stale_frac > rule.stale_frac_max else 1.0)
     return DriftDecision(
         action=action,
@@ -225,14 +238,14 @@ def _decision(
         window_deadline_s=None if step_s is None else steps * step_s * (1.0 + slack),
         rho=rho,
         theta=rule.theta_frac * (len(signals.squared_norms_B) - 1) if rho is not None else None,
-        h_floor=rule.h_min
-        if step_s is None or link_s is None
-        else steps_floor(rule, link_s=link_s, step_s=step_s),
+        h_floor=rule.h_min if _missing(signals) else _floor(rule, signals),
         h_before=h_before,
         stale_frac=stale_frac,
         signals=signals,
     )
 
 
-def _known(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) and value > 0.0 else None
+def _floor(rule: DriftRule, signals: DriftSignals) -> int:
+    assert signals.link_s is not None
+    assert signals.step_s is not None
+    return steps_floor(rule, link_s=signals.link_s, step_s=signals.step_s, overhead_s=signals.overhead_s)

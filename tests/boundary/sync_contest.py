@@ -90,7 +90,7 @@ TRIALS: Mapping[str, tuple[dict[str, float], ...]] = {
     "echelon-da": tuple(
         {"h": h, "theta": theta, "rate": rate, "momentum": momentum}
         for h in (20, 10)
-        for theta in (0.5, 0.25)
+        for theta in (0.8, 0.5)
         for rate, momentum in NESTEROVS
     ),
     "diloco": _grid(_OUTER),
@@ -108,7 +108,7 @@ def build_policy(arm: str, setting: Setting, *, num_boundaries: int) -> SyncPoli
     builders: dict[str, Callable[[], SyncPolicy]] = {
         "echelon-fixed": lambda: echelon_fixed(num_local_steps=h, rate=rate, momentum=momentum),
         "echelon-da": lambda: echelon_da(
-            drift=DriftRule(h_fixed=h, h_min=2, h_max=80, theta_frac=setting["theta"]),
+            drift=DriftRule(h_fixed=h, h_min=5, h_max=80, theta_frac=setting["theta"]),
             rate=rate,
             momentum=momentum,
         ),

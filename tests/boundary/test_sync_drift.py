@@ -72,6 +72,7 @@ def test_h_grows_below_the_threshold_and_shrinks_at_or_above_it() -> None:
         {"link_s": None},
         {"link_s": math.nan},
         {"link_s": -1.0},
+        {"overhead_s": math.nan},
         {"step_s": None},
         {"step_s": 0.0},
         {"step_s": math.inf},
@@ -121,6 +122,18 @@ def test_h_stays_in_range_and_at_the_floor_little_link_time_shows(
     signals = replace(NEAR, squared_mean_norm=rho_mean, link_s=link_s, step_s=step_s)
     _, decision = decide(rule, DriftState(h=h), signals)
     assert max(rule.h_min, floor) <= decision.num_local_steps <= rule.h_max
+
+
+@given(overhead_s=st.floats(0.0, 10.0), step_s=st.floats(1e-3, 1.0))
+def test_the_window_overhead_stays_within_its_share(overhead_s: float, step_s: float) -> None:
+    rule = replace(RULE, h_max=10**7)
+    floor = steps_floor(rule, link_s=0.0, step_s=step_s, overhead_s=overhead_s)
+    busy_s = floor * step_s
+    assert overhead_s / (busy_s + overhead_s) <= rule.overhead_frac_max * (1 + 1e-6)
+    _, decision = decide(
+        rule, DriftState(h=2.0), replace(FAR, link_s=0.0, step_s=step_s, overhead_s=overhead_s)
+    )
+    assert decision.h_floor == floor <= decision.num_local_steps
 
 
 def test_the_deadline_follows_h_and_stale_work_lengthens_it() -> None:

@@ -77,6 +77,7 @@ def drift_signals(
     *,
     link_s: float | None = None,
     step_s: float | None = None,
+    overhead_s: float = 0.0,
     staleness_counts: tuple[int, ...] = (),
     loss: float | None = None,
 ) -> DriftSignals:
@@ -88,6 +89,7 @@ def drift_signals(
         squared_mean_norm=None if mean_P is None else squared_norm(mean_P),
         link_s=link_s,
         step_s=step_s,
+        overhead_s=overhead_s,
         staleness_counts=staleness_counts,
         loss=loss,
     )

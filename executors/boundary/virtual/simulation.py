@@ -151,6 +151,7 @@ class Simulation:
             reports,
             link_s=link_s,
             step_s=self._mean_step_s(),
+            overhead_s=self._fleet.secure_sum_s,
             staleness_counts=self._new_staleness_counts(),
             loss=self._loss_if_due(),
         )
