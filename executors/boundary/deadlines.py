@@ -73,7 +73,7 @@ def deadline_in(limit_s: float, *, awaited: str, what: str, now_s: float) -> Dea
 
 
 class Progress:
-    """A wait that lasts as long as bytes come: at least `min_bytes` in any `stall_s`, and no later than `end`.
+    """A wait that lasts as long as bytes come: `min_bytes` in each `stall_s`, and no later than `end`.
 
     A floor in bytes and not in messages, so that neither heartbeats nor a trickle pass as progress.
     """
@@ -108,8 +108,8 @@ class Progress:
         if left_s <= 0.0:
             raise WaitEndedError(
                 "transfer-stalled",
-                f"{self._what} with {self._awaited} moved {self._moved_bytes:,} bytes in {self._stall_s:.3g} s, "
-                f"the floor is {self._min_bytes:,}",
+                f"{self._what} with {self._awaited} moved {self._moved_bytes:,} bytes in {self._stall_s:.3g} s,"
+                f" the floor is {self._min_bytes:,}",
                 awaited=self._awaited,
                 what=self._what,
                 limit_s=self._stall_s,

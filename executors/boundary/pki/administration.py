@@ -1,4 +1,4 @@
-"""What an authority does with a PKI folder: set it up, add parties, rotate and revoke. `layout` draws the folder."""
+"""What an authority does with a PKI folder (see `layout`): set it up, add parties, rotate and revoke."""
 
 from __future__ import annotations
 
@@ -154,10 +154,10 @@ def add(folder: Path, boundary: str, role: Role, name: str, *, days: int, now: d
 def rotate(
     folder: Path, boundary: str, role: Role, name: str, what: str, *, days: int, now: datetime
 ) -> Identity:
-    """Replace one key of a party: `tls`, `identity`, `log` or `policy`. The old private key is gone afterwards.
+    """Replace one key of a party: `tls`, `identity`, `log` or `policy`. The old private key is then gone.
 
-    A signing key's old public half stays in the key statement with the time at which it ended, so that what it
-    signed before can still be checked. An old TLS certificate stays good until it expires or is revoked.
+    A signing key's old public half stays in the key statement with the time at which it ended, so that what
+    it signed before can still be checked. An old TLS certificate stays good until it expires or is revoked.
 
     Raises:
         InputError: `no-such-party`, `no-such-key`.

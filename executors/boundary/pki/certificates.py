@@ -1,6 +1,7 @@
 """Certificates and keys: Ed25519 throughout, one root per authority, leaves one step below it.
 
-Pure: what comes back is objects and PEM bytes. Extensions follow RFC 5280, so that OpenSSL's strict mode holds.
+Pure: what comes back is objects and PEM bytes. Extensions follow RFC 5280, so that OpenSSL's strict mode
+holds.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def make_leaf(
     now: datetime,
     days: int,
 ) -> x509.Certificate:
-    """The certificate of an identity for TLS. Participants are clients only; a coordinator is a server only."""
+    """The certificate of an identity for TLS. Participants are clients only, a coordinator a server only."""
     purposes = {
         Role.COORDINATOR: [ExtendedKeyUsageOID.SERVER_AUTH],
         Role.AGGREGATOR: [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH],

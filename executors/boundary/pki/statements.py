@@ -1,8 +1,9 @@
-"""What an authority says about keys and certificates, as signed JSON: who holds which key, and what is revoked.
+"""What an authority says as signed JSON: who holds which key, and which certificates are revoked.
 
-A statement is one JSON object with sorted keys, no spaces, integers and ASCII strings only, plus `signature`: the
-hex Ed25519 signature of the authority's root key over `SCHEMA`, a line feed, and the object without `signature`.
-`number` grows by one with each edition, so that a reader who has seen a later one refuses an earlier one.
+A statement is one JSON object with sorted keys, no spaces, integers and ASCII strings only, plus `signature`:
+the hex Ed25519 signature of the authority's root key over `SCHEMA`, a line feed, and the object without
+`signature`. `number` grows by one with each edition, so that a reader who has seen a later one refuses an
+earlier one.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class KeyUse(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyEntry:
-    """A public Ed25519 key in hex, its holder (`ROLE/NAME`), and when it was good (Unix seconds; 0 = still is)."""
+    """A public Ed25519 key in hex, its holder (`ROLE/NAME`), and when it was good (Unix s; 0 = still is)."""
 
     use: str
     holder: str

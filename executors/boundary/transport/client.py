@@ -1,4 +1,4 @@
-"""The calling side: connect to a peer by its identity, and carry payloads over as many connections as it takes."""
+"""The calling side: connect to a peer by its identity, carry payloads over as many connections as needed."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ _Result = TypeVar("_Result")
 class Caller:
     """Connects to one peer, always the same: `expected`, at `host` and `port`.
 
-    `max_body_bytes` are the kinds the peer may send. The server tells its heartbeat; a peer that misses four of
-    them counts as silent, but never before `least_silence_s`.
+    `max_body_bytes` are the kinds the peer may send. The server tells its heartbeat; a peer that misses four
+    of them counts as silent, but never before `least_silence_s`.
     """
 
     credentials: Credentials
@@ -85,7 +85,7 @@ class Caller:
         return connection
 
     def upload(self, tag: Tag, source: Source, *, end: Deadline) -> int:
-        """Get a payload to the peer, over as many connections as it takes; payload bytes sent, resent ones too.
+        """Get a payload to the peer, over as many connections as it takes; payload bytes sent over the last.
 
         Raises:
             RefusedError: the peer won't have it.

@@ -1,4 +1,4 @@
-"""A connection: one socket, one TLS session, frames with deadlines. One thread reads, any thread may write."""
+"""A connection: one socket, one TLS session, frames with deadlines. One thread reads, any may write."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from policies.errors import ExecutorFailedError
 
 CLOSE_S = 1.0
 """How long a close waits for the peer to read what was said last."""
-MAX_DRAINED_BYTES = 64 << 20
+MAX_DRAINED_BYTES = 8 << 20
 
 
 class BrokenError(ExecutorFailedError):
@@ -38,8 +38,8 @@ class ClosedError(BrokenError):
 class Connection:
     """An open TLS connection; `client.connect` and `server.Server` make them.
 
-    `peer` is who was found at the other end, `address` where. `silence_s` is how long nothing at all, not even
-    a heartbeat, may be heard while a frame is awaited.
+    `peer` is who was found at the other end, `address` where. `silence_s` is how long nothing at all, not
+    even a heartbeat, may be heard while a frame is awaited.
     """
 
     def __init__(
@@ -296,6 +296,7 @@ class Connection:
             self._wait_for(select.POLLIN, wait.left_s(time.monotonic()))
             with suppress(BlockingIOError):
                 num_bytes = self._sock.recv_into(self._wire)
+                self._tls.receive(self._wire[:num_bytes])
                 if not num_bytes:
                     return
                 drained_bytes += num_bytes

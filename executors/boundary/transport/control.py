@@ -1,4 +1,4 @@
-"""Bodies of the transport's own frames: fixed fields, big-endian. Pure; `frames.CONTROL_BYTES` has their sizes."""
+"""Bodies of the transport's own frames: fixed fields, big-endian, sizes in `frames.CONTROL_BYTES`. Pure."""
 
 from __future__ import annotations
 

@@ -2,10 +2,10 @@
 
     version u8 = 1 | kind u8 | reserved u16 = 0 | body length u32     big-endian
 
-Kinds below 32 are the transport's own, of fixed sizes and without text; those from 32 on are the caller's, who
-gives the largest body of each. A frame is one write to TLS 1.3, which cuts it into records of at most 16,384
-bytes and adds 22 to each (RFC 8446 section 5.2: header 5, content type 1, tag 16). So a frame with a body of b
-bytes takes on the wire, in bytes of the TCP stream:
+Kinds below 32 are the transport's own, of fixed sizes and without text; those from 32 on are the caller's,
+who gives the largest body of each. A frame is one write to TLS 1.3, which cuts it into records of at most
+16,384 bytes and adds 22 to each (RFC 8446 section 5.2: header 5, content type 1, tag 16). So a frame with a
+body of b bytes takes on the wire, in bytes of the TCP stream:
 
     b + 8 + 22 * ceil((b + 8) / 16384)
 
@@ -92,8 +92,8 @@ def wire_bytes(frame_bytes: int) -> int:
 class FrameReader:
     """Cuts a stream of bytes into frames; holds at most one frame and what was fed last.
 
-    `max_body_bytes` gives the caller's kinds with the largest body of each; any other kind is refused as soon as
-    its header is there, before its body is awaited. After a refusal the stream is unusable.
+    `max_body_bytes` gives the caller's kinds with the largest body of each; any other kind is refused as soon
+    as its header is there, before its body is awaited. After a refusal the stream is unusable.
     """
 
     __slots__ = ("_buffer", "_sizes")

@@ -1,8 +1,8 @@
 """Where large payloads come from and go to: buffers and files, in pieces, with constant memory.
 
-An inbox keeps a payload that is on its way in a `.part` file whose name carries sender, tag and digest, so that a
-broken transfer, or a killed process, goes on where it stopped. A whole one becomes `.payload`, once and for all:
-the same sender and tag with another digest is refused from then on.
+An inbox keeps a payload that is on its way in a `.part` file whose name carries sender, tag and digest, so
+that a broken transfer, or a killed process, goes on where it stopped. A whole one becomes `.payload`, once
+and for all: the same sender and tag with another digest is refused from then on.
 """
 
 from __future__ import annotations
@@ -264,7 +264,7 @@ class FileSink:
 
 
 class BufferSink:
-    """A payload into memory handed in by the caller, of exactly its size; survives connections, not processes."""
+    """A payload into memory of the caller, of exactly its size; survives connections, not processes."""
 
     def __init__(self, buffer: bytearray | memoryview) -> None:
         self._view = memoryview(buffer).cast("B")

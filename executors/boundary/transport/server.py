@@ -28,8 +28,8 @@ STRANGER = "a stranger"
 class Limits:
     """What a server bears.
 
-    `num_strangers` connections may be in the middle of introducing themselves; one more, and the oldest of them
-    is dropped. `introduce_s` is what each has for it.
+    `num_strangers` connections may be in the middle of introducing themselves; one more, and the oldest of
+    them is dropped. `introduce_s` is what each has for it.
     """
 
     num_strangers: int = 32
@@ -45,8 +45,8 @@ class Limits:
 class Service:
     """What a server does: whom it lets in, which kinds of frames they may send, and what it does with them.
 
-    `handle` runs in the connection's own thread, and the connection is closed when it returns. What it raises is
-    told to the peer as a reason, and to `report`.
+    `handle` runs in the connection's own thread, and the connection is closed when it returns. What it raises
+    is told to the peer as a reason, and to `report`.
     """
 
     credentials: Credentials
@@ -106,7 +106,7 @@ class Server:
             return list(self._peers.values())
 
     def stop(self, within_s: float = 5.0) -> None:
-        """Stop listening, tell all peers, close, and wait for the handlers; those still at it after that are left."""
+        """Stop listening, tell all peers, close, and wait for the handlers that long."""
         self._stopping.set()
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ssl
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 
 from executors.boundary.transport.frames import (
@@ -21,7 +22,7 @@ READ_BYTES = 1 << 18
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ByteCounts:
-    """What one connection carried, in each direction: plaintext, TCP stream, of which handshake, records, frames."""
+    """What one connection carried each way: plaintext, TCP stream, handshake within that, records, frames."""
 
     plain_out_bytes: int
     plain_in_bytes: int
@@ -43,7 +44,7 @@ class ByteCounts:
 
 
 class TlsSession:
-    """One side of a TLS connection. Wire bytes go in by `receive`, and those to be sent come out of each call."""
+    """One side of a TLS connection. Wire bytes go in by `receive`; those to be sent come out of each call."""
 
     def __init__(self, context: ssl.SSLContext, *, server_side: bool) -> None:
         self._in = ssl.MemoryBIO()
@@ -127,10 +128,8 @@ class TlsSession:
         with self._lock:
             if self._closed_by_us:
                 return b""
-            try:
+            with suppress(ssl.SSLError):
                 self._ssl.unwrap()
-            except ssl.SSLError:
-                pass
             wire = self._take()
             self._closed_by_us = bool(wire)
             return wire

@@ -1,4 +1,4 @@
-"""What a process needs to know its peers: the trust folder, its own TLS file, and the check of a certificate."""
+"""What a process needs to know its peers: trust folder, its own TLS file, and the check of certificates."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ class Trust:
         return statement
 
     def signing_keys(self, identity: Identity, use: KeyUse) -> tuple[KeyEntry, ...]:
-        """All keys an identity has had for a use, oldest first; the one with `until_s` 0 is the present one."""
+        """All keys an identity has had for a use, oldest first; `until_s` 0 marks the present one."""
         keys = self.statement(identity.boundary, KEYS_SCHEMA).keys
         return tuple(entry for entry in keys if (entry.holder, entry.use) == (identity.holder, str(use)))
 
