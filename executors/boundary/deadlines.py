@@ -106,10 +106,10 @@ class Progress:
         """
         left_s = self._window_start_s + self._stall_s - now_s
         if left_s <= 0.0:
+            moved = f"{self._moved_bytes:,} bytes in {self._stall_s:.3g} s, the floor is {self._min_bytes:,}"
             raise WaitEndedError(
                 "transfer-stalled",
-                f"{self._what} with {self._awaited} moved {self._moved_bytes:,} bytes in {self._stall_s:.3g} s,"
-                f" the floor is {self._min_bytes:,}",
+                f"{self._what} with {self._awaited} moved {moved}",
                 awaited=self._awaited,
                 what=self._what,
                 limit_s=self._stall_s,

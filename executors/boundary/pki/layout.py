@@ -89,7 +89,8 @@ def read_small(path: Path, what: str) -> bytes:
     """
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
+            num_bytes = os.fstat(file.fileno()).st_size
+            data = file.read(min(num_bytes, MAX_FILE_BYTES) + 1)
     except OSError as error:
         reason = error.strerror or str(error)
         raise InputError("file-not-readable", f"can't read {what} {path}: {reason}") from error

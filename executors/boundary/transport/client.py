@@ -113,35 +113,31 @@ class Caller:
             WaitEndedError: the end passed.
         """
         pause_s = FIRST_PAUSE_S
+        last: Exception | None = None
         while True:
             try:
+                end.left_s(time.monotonic())
                 connection = self.connect(end)
                 try:
                     result = work(connection)
-                except BaseException:
-                    connection.abandon()
+                except BrokenError:
+                    # It was good for a while: the next one may be at once.
+                    pause_s = FIRST_PAUSE_S
                     raise
-                connection.close()
+                finally:
+                    connection.close()
             except (BrokenError, WaitEndedError) as error:
-                last: Exception = error
+                if time.monotonic() >= end.at_s:
+                    raise _with_cause(end, last or error) from error
+                last = error
             except RefusedError as error:
                 if error.reason not in RETRYABLE:
                     raise
                 last = error
             else:
                 return result
-            pause_s = self._pause(pause_s, end, last)
-
-    def _pause(self, pause_s: float, end: Deadline, last: Exception) -> float:
-        """Sleep before the next try, and give the next pause."""
-        try:
-            left_s = end.left_s(time.monotonic())
-        except WaitEndedError as error:
-            error.message = f"{error.message}; the last try ended so: {last}"
-            error.args = (error.message,)
-            raise error from last
-        time.sleep(min(pause_s, left_s))
-        return min(2.0 * pause_s, LONGEST_PAUSE_S)
+            time.sleep(max(0.0, min(pause_s, end.at_s - time.monotonic())))
+            pause_s = min(2.0 * pause_s, LONGEST_PAUSE_S)
 
     def _introduce(self, connection: Connection, wait: Deadline) -> None:
         connection.handshake(wait)
@@ -162,6 +158,17 @@ class Caller:
             raise RefusedError(Reason.UNEXPECTED_FRAME, f"{self.expected} sent kind {frame.kind}, no welcome")
         heartbeat_s = decode_welcome(frame.body)
         connection.silence_s = max(self.least_silence_s, SILENT_HEARTBEATS * heartbeat_s)
+
+
+def _with_cause(end: Deadline, last: Exception) -> WaitEndedError:
+    """The passing of `end`, told with what went wrong before it."""
+    return WaitEndedError(
+        "deadline-passed",
+        f"waited {end.limit_s:.3g} s for {end.what} from {end.awaited}, in vain; the last try ended so: {last}",
+        awaited=end.awaited,
+        what=end.what,
+        limit_s=end.limit_s,
+    )
 
 
 def require_same(found: Identity, expected: Identity) -> None:

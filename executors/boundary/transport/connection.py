@@ -296,9 +296,9 @@ class Connection:
             self._wait_for(select.POLLIN, wait.left_s(time.monotonic()))
             with suppress(BlockingIOError):
                 num_bytes = self._sock.recv_into(self._wire)
-                self._tls.receive(self._wire[:num_bytes])
                 if not num_bytes:
                     return
+                self._tls.note_unread(num_bytes)
                 drained_bytes += num_bytes
 
     def _tls_fault(self, error: ssl.SSLError) -> ExecutorFailedError:

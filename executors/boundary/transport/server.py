@@ -230,11 +230,11 @@ class Server:
         elif isinstance(error, WaitEndedError):
             reason = Reason.DEADLINE_PASSED
         is_ours = not isinstance(error, BrokenError) and not getattr(error, "by_peer", False)
+        with suppress(Exception):
+            self._service.report(connection.awaited, error)
         if is_ours:
             self.num_refused[reason] += 1
             connection.refuse(reason)
-        with suppress(Exception):
-            self._service.report(connection.awaited, error)
 
     def _beat(self) -> None:
         while not self._stopping.wait(self._service.limits.heartbeat_s):

@@ -134,6 +134,11 @@ class TlsSession:
             self._closed_by_us = bool(wire)
             return wire
 
+    def note_unread(self, num_bytes: int) -> None:
+        """Count bytes of the TCP stream that came after all that is read."""
+        with self._lock:
+            self._wire_in += num_bytes
+
     def note_frame_in(self) -> None:
         """Count a frame that was read."""
         self._frames_in += 1

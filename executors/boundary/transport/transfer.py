@@ -72,7 +72,8 @@ def send_payload(
         piece = source.piece(offset, min(CHUNK_BYTES, offer.total_bytes - offset))
         _say(connection, Control.CHUNK, encode_chunk(offset, piece), wait)
         offset += len(piece)
-        frame = connection.poll()
+        # A refusal need not wait until all is sent; after the last chunk the next word is due anyway.
+        frame = connection.poll() if offset < offer.total_bytes else None
         if frame is not None:
             raise _unexpected(connection, frame)
     require_done(_hear(connection, Control.DONE, wait).body, offer)
