@@ -299,6 +299,8 @@ class _Mark:
 
 
 def _open_database(path: Path) -> sqlite3.Connection:
+    # SQLite gives the files beside it the mode of this one.
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     db = sqlite3.connect(path, timeout=0.0, isolation_level=None, check_same_thread=False)
     try:
         db.execute("PRAGMA locking_mode = EXCLUSIVE")
@@ -312,7 +314,6 @@ def _open_database(path: Path) -> sqlite3.Connection:
             db.execute("INSERT INTO about VALUES (?)", (os.urandom(8),))
             db.execute(f"PRAGMA user_version = {SCHEMA_NUMBER}")
         db.execute("COMMIT")
-        path.chmod(0o600)
     except sqlite3.OperationalError as error:
         db.close()
         if "locked" in str(error):

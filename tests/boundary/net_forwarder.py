@@ -102,6 +102,8 @@ class _Line:
         free_s, left = time.monotonic(), self.limit
         while True:
             try:
+                while self.wan.is_frozen:
+                    time.sleep(0.02)
                 data = self.source.recv(PIECE_BYTES if left is None else min(PIECE_BYTES, left))
             except OSError:
                 data = b""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -75,7 +76,7 @@ class Caller:
             TlsSession(client_context(self.credentials, self.trust), server_side=False),
             max_body_bytes=self.max_body_bytes,
             awaited=awaited,
-            silence_s=limit_s,
+            silence_s=math.inf,
         )
         try:
             self._introduce(connection, wait)

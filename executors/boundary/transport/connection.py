@@ -62,6 +62,7 @@ class Connection:
         self._wire = memoryview(bytearray(READ_BYTES))
         self._fault: ExecutorFailedError | None = None
         self._closed = False
+        self._is_ending = False
         self._last_heard_s = time.monotonic()
         self.awaited = awaited
         self.silence_s = silence_s
@@ -106,6 +107,8 @@ class Connection:
         with self._send_lock:
             if self._fault is not None:
                 raise self._fault
+            if self._is_ending:
+                raise BrokenError(self.awaited, "the connection was closed here")
             self._push(self._tls.seal(frame), wait)
 
     def send_heartbeat(self) -> None:
@@ -113,10 +116,11 @@ class Connection:
         if not self._send_lock.acquire(blocking=False):
             return
         try:
-            if self._fault is None and not self._closed:
-                if not self._unsent:
-                    self._unsent = self._tls.seal(encode_frame(Control.HEARTBEAT, b""))
+            if self._fault is None and not self._is_ending:
+                # SSLError is an OSError; whatever is wrong, those who send or read will find it.
                 with suppress(OSError):
+                    if not self._unsent:
+                        self._unsent = self._tls.seal(encode_frame(Control.HEARTBEAT, b""))
                     self._unsent = self._unsent[self._sock.send(self._unsent) :]
         finally:
             self._send_lock.release()
@@ -166,8 +170,7 @@ class Connection:
         wait = deadline_in(CLOSE_S, awaited=self.awaited, what="a parting to go out", now_s=time.monotonic())
         with suppress(ExecutorFailedError, OSError):
             self.send(Control.REFUSED, encode_refused(reason), wait)
-            with self._send_lock:
-                self._push(self._tls.close(), wait)
+            self._end_sending(wait)
             self._sock.shutdown(socket.SHUT_RD)
 
     def abandon(self) -> None:
@@ -288,8 +291,7 @@ class Connection:
 
         Closing a socket with unread bytes in it resets the connection, and the peer's unread bytes are lost.
         """
-        with self._send_lock:
-            self._push(self._tls.close(), wait)
+        self._end_sending(wait)
         self._sock.shutdown(socket.SHUT_WR)
         drained_bytes = 0
         while drained_bytes < MAX_DRAINED_BYTES:
@@ -300,6 +302,12 @@ class Connection:
                     return
                 self._tls.note_unread(num_bytes)
                 drained_bytes += num_bytes
+
+    def _end_sending(self, wait: Deadline) -> None:
+        """Send the closing alert; nothing can follow it."""
+        with self._send_lock:
+            self._is_ending = True
+            self._push(self._tls.close(), wait)
 
     def _tls_fault(self, error: ssl.SSLError) -> ExecutorFailedError:
         if isinstance(error, ssl.SSLEOFError):

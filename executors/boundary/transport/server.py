@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import threading
 import time
@@ -143,7 +144,7 @@ class Server:
             TlsSession(self._context, server_side=True),
             max_body_bytes=self._service.max_body_bytes,
             awaited=f"{STRANGER} at {address}",
-            silence_s=limits.introduce_s,
+            silence_s=math.inf,
         )
         with self._lock:
             oldest = next(iter(self._strangers)) if len(self._strangers) >= limits.num_strangers else None
