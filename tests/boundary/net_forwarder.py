@@ -1,9 +1,9 @@
 """A stretch of WAN in user space: delay, rate, loss, and connections that break after so many bytes.
 
-It forwards a TCP stream, so it can't lose a segment of it. What a loss does to a stream is imitated: each segment
-of 1,448 bytes is lost with the given probability and holds up all behind it for a retransmission timeout, which
-doubles as long as the resent one is lost too (RFC 6298, with the 200 ms floor that Linux has). Up to a window of
-segments share one timeout, as they are lost and resent together.
+It forwards a TCP stream, so it can't lose a segment of it. What a loss does to a stream is imitated: each
+segment of 1,448 bytes is lost with the given probability and holds up all behind it for a retransmission
+timeout, which doubles as long as the resent one is lost too (RFC 6298, with the 200 ms floor that Linux has).
+Up to a window of segments share one timeout, as they are lost and resent together.
 """
 
 from __future__ import annotations

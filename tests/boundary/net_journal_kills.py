@@ -1,4 +1,4 @@
-"""Kills the writer of `net_journal_writer` at random points, and compares the journal with what was acknowledged."""
+"""Kills `net_journal_writer` at random points, and compares the journal with what was acknowledged."""
 
 from __future__ import annotations
 

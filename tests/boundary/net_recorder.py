@@ -1,16 +1,18 @@
 """A recorder in a process of its own that terminates TLS: it sees the plaintext and the wire of both sides.
 
-    python net_recorder.py SPEC       SPEC: JSON with listener and dialler TLS files, roots, target port, output
+    python net_recorder.py SPEC       SPEC: JSON with listener and dialler TLS files, roots, target port,
+    output
 
-It shares no code with the product: what it counts, it counts with the standard library's own TLS sockets. To the
-caller it presents the server's certificate, to the server the caller's. It writes `OUTPUT.up` and `OUTPUT.down`
-(plaintext) and ends with `OUTPUT.json` once the connection has ended: bytes of plaintext and, from a relay below
-TLS, of the TCP stream.
+It shares no code with the product: what it counts, it counts with the standard library's own TLS sockets. To
+the caller it presents the server's certificate, to the server the caller's. It writes `OUTPUT.up` and
+`OUTPUT.down` (plaintext) and ends with `OUTPUT.json` once the connection has ended: bytes of plaintext and,
+from a relay below TLS, of the TCP stream.
 """
 
 from __future__ import annotations
 
 import json
+import select
 import socket
 import ssl
 import subprocess
@@ -21,6 +23,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+TURN_S = 0.02
+GRACE_S = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +76,9 @@ def _relay(source: socket.socket, target: socket.socket, counted: dict[str, int]
         target.shutdown(socket.SHUT_WR)
 
 
-def _counted_pair(sock: socket.socket, counted: dict[str, int], side: str) -> tuple[socket.socket, list[threading.Thread]]:
+def _counted_pair(
+    sock: socket.socket, counted: dict[str, int], side: str
+) -> tuple[socket.socket, list[threading.Thread]]:
     """A local end in the place of `sock`, with a counting relay between the two."""
     near, far = socket.socketpair()
     threads = [
@@ -83,16 +90,60 @@ def _counted_pair(sock: socket.socket, counted: dict[str, int], side: str) -> tu
     return near, threads
 
 
-def _pump(source: ssl.SSLSocket, target: ssl.SSLSocket, file: Path, counted: dict[str, int], name: str) -> None:
-    """Read plaintext, write it down, send it on; a clean end is passed on."""
-    with file.open("wb") as record:
+class _Side:
+    """One TLS connection, without blocking: what it has said goes to a file and waits for the other side."""
+
+    def __init__(self, tls: ssl.SSLSocket, file: Path) -> None:
+        self.tls, self.file = tls, file.open("wb")
+        self.said, self.num_said_bytes, self.has_ended = bytearray(), 0, False
+        tls.setblocking(False)
+
+    def read(self) -> None:
+        """Take what it says now."""
+        try:
+            while data := self.tls.recv(1 << 16):
+                self.said += data
+                self.num_said_bytes += len(data)
+                self.file.write(data)
+        except ssl.SSLWantReadError:
+            return
+        except OSError:
+            pass
+        self.has_ended = True
+
+    def write(self, other: _Side) -> None:
+        """Tell it what the other one said, as far as it goes."""
+        try:
+            while other.said:
+                del other.said[: self.tls.send(other.said)]
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return
+        except OSError:
+            self.has_ended = True
+
+
+def _pump(caller: _Side, server: _Side) -> None:
+    """Carry plaintext both ways until both have ended, or one and the other leaves its last word unanswered.
+
+    One thread: a TLS socket is not made for two. The end of one is not passed on, since a TLS socket can't
+    say that it ends and still read; both ends say goodbye in what they send.
+    """
+    grace_s = GRACE_S
+    while not (caller.has_ended and server.has_ended) and grace_s > 0.0:
+        if caller.has_ended or server.has_ended:
+            grace_s -= TURN_S
+        for side, other in ((caller, server), (server, caller)):
+            if not side.has_ended:
+                side.read()
+            other.write(side)
+        live = [side.tls for side in (caller, server) if not side.has_ended]
+        pending = [side.tls for side, other in ((caller, server), (server, caller)) if other.said]
+        select.select(live, pending, [], TURN_S)
+    for side in (caller, server):
+        side.file.close()
+        # The relay below must see the end too.
         with suppress(OSError):
-            while data := source.recv(1 << 16):
-                counted[name] += len(data)
-                record.write(data)
-                target.sendall(data)
-    with suppress(OSError, ValueError):
-        target.unwrap()
+            side.tls.shutdown(socket.SHUT_RDWR)
 
 
 def _context(protocol: int, tls_file: str, roots: str) -> ssl.SSLContext:
@@ -122,12 +173,12 @@ def _main(spec: dict[str, Any]) -> None:
         listening.wrap_socket(near_caller, server_side=True) as to_caller,
         dialling.wrap_socket(near_server) as to_server,
     ):
-        up = threading.Thread(
-            target=_pump, args=(to_caller, to_server, output.with_suffix(".up"), counted, "up")
-        )
-        up.start()
-        _pump(to_server, to_caller, output.with_suffix(".down"), counted, "down")
-        up.join(10)
+        sides = [
+            _Side(tls, output.with_suffix(suffix))
+            for tls, suffix in ((to_caller, ".up"), (to_server, ".down"))
+        ]
+        _pump(*sides)
+    counted["up"], counted["down"] = (side.num_said_bytes for side in sides)
     for thread in (*threads, *more):
         thread.join(10)
     output.with_suffix(".json").write_text(json.dumps(counted))

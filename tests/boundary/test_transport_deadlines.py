@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
-from boundary.net_cases import AGGREGATOR, ECHO, MEMBER, caller, end_in, payload, serving
-from boundary.net_forwarder import Wan, forwarding
 from hypothesis import given
 from hypothesis import strategies as st
 
+from boundary.net_cases import AGGREGATOR, ECHO, MEMBER, caller, end_in, payload, serving
+from boundary.net_forwarder import Wan, forwarding
 from executors.boundary.deadlines import Progress, WaitEndedError, deadline_in
 from executors.boundary.transport.control import Tag
 from executors.boundary.transport.inbox import BufferSource
@@ -98,7 +98,10 @@ def test_an_upload_that_stalls_ends_on_both_sides(tmp_path: Path) -> None:
     wan = Wan(rate_bytes_per_s=2_000_000.0)
     data = payload(20_000_000)
     with (
-        serving(tmp_path, expect=lambda sender, tag: len(data), limits=Limits(silence_s=0.5)) as (server, desk),
+        serving(tmp_path, expect=lambda sender, tag: len(data), limits=Limits(silence_s=0.5)) as (
+            server,
+            desk,
+        ),
         forwarding(server.port, wan) as port,
     ):
         client = caller(port, pace=Pace(stall_s=0.5, min_bytes=4096))
@@ -114,7 +117,7 @@ def test_an_upload_that_stalls_ends_on_both_sides(tmp_path: Path) -> None:
 
 def test_a_reader_that_stops_reading_does_not_hold_the_sender(tmp_path: Path) -> None:
     """The client asks for echoes and reads none: the server's send ends at its deadline."""
-    with serving(tmp_path) as (server, desk):
+    with serving(tmp_path) as (server, _):
         connection = caller(server.port).connect()
         done = threading.Event()
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import shutil
 import socket
 import ssl
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from boundary.net_cases import (
     AGGREGATOR,
     COORDINATOR,
@@ -25,8 +28,6 @@ from boundary.net_cases import (
     serving,
     trust,
 )
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from executors.boundary.deadlines import WaitEndedError
 from executors.boundary.pki.administration import Authority, revoke, rotate, set_up
 from executors.boundary.pki.certificates import certificate_pem, make_leaf, make_root, private_pem
@@ -74,7 +75,7 @@ def other_run(folder: Path) -> Credentials:
 
 WARD_MEMBER = identity("ward", "participant", "p0")
 
-CLIENTS = {
+CLIENTS: dict[str, tuple[Callable[[Path], Credentials], str]] = {
     "of an unknown root": (lambda folder: stranger(folder, MEMBER), "untrusted-certificate"),
     "expired": (
         lambda folder: forged(folder, MEMBER, days=1, shift=timedelta(days=-9)),
@@ -223,7 +224,7 @@ def test_without_a_sound_revocation_list_nobody_comes_in(tmp_path: Path) -> None
 
 
 def test_strangers_can_not_keep_others_out(tmp_path: Path) -> None:
-    with serving(tmp_path, limits=Limits(num_strangers=3, introduce_s=60.0)) as (server, desk):
+    with serving(tmp_path, limits=Limits(num_strangers=3, introduce_s=60.0)) as (server, _):
         idle = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(12)]
         connection = caller(server.port).connect()
         connection.send(ECHO, b"here", end_in(5))

@@ -8,9 +8,9 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
+
 from boundary.net_cases import AGGREGATOR, MEMBER, PACE, caller, end_in, payload, serving
 from boundary.net_forwarder import Wan, forwarding
-
 from executors.boundary.deadlines import WaitEndedError
 from executors.boundary.transport.control import Offer, Tag, encode_chunk, encode_offer
 from executors.boundary.transport.frames import CHUNK_BYTES, Control, wire_bytes

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from boundary.net_cases import (
     AGGREGATOR,
     ECHO,
@@ -19,7 +20,6 @@ from boundary.net_cases import (
 )
 from boundary.net_forwarder import Wan, forwarding
 from boundary.net_recorder import recording
-
 from executors.boundary.transport.control import Tag
 from executors.boundary.transport.frames import CHUNK_BYTES, Control, Frame, FrameReader, wire_bytes
 from executors.boundary.transport.inbox import BufferSource
@@ -33,14 +33,14 @@ LINKS = {
     "4 MB/s": Wan(rate_bytes_per_s=4e6),
     "20 % loss": Wan(loss_frac=0.2, delay_s=0.01, seed=3),
     "200 ms, 20 % loss, 8 MB/s, cut twice": Wan(
-        delay_s=0.1, rate_bytes_per_s=8e6, loss_frac=0.2, cuts=[40_000, 20_000], seed=4
+        delay_s=0.1, rate_bytes_per_s=8e6, loss_frac=0.2, cuts=[20_000, 10_000], seed=4
     ),
 }
 
 
 @pytest.mark.parametrize("link", LINKS)
 def test_a_payload_arrives_over_a_bad_link(link: str, tmp_path: Path) -> None:
-    data = payload(60_000 if "loss" in link else 2 * CHUNK_BYTES)
+    data = payload(30_000 if "loss" in link else 2 * CHUNK_BYTES)
     wan = LINKS[link]
     with (
         serving(tmp_path, expect=lambda sender, tag: len(data)) as (server, desk),
@@ -57,9 +57,10 @@ def test_a_recorder_counts_what_the_connection_counts(num_bytes: int, tmp_path: 
     """Plaintext to the byte; the TCP stream too, by the declared formula of frames, on both sides."""
     data = payload(num_bytes)
     with (
-        serving(
-            tmp_path / "in", expect=lambda sender, tag: num_bytes, limits=Limits(heartbeat_s=0.02)
-        ) as (server, desk),
+        serving(tmp_path / "in", expect=lambda sender, tag: num_bytes, limits=Limits(heartbeat_s=0.02)) as (
+            server,
+            desk,
+        ),
         recording(
             listener_tls=credentials(AGGREGATOR).tls_file,
             dialler_tls=credentials(MEMBER).tls_file,

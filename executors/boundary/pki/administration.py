@@ -28,6 +28,7 @@ from executors.boundary.pki.layout import (
     TLS_FILE,
     TRUST,
     keys_file,
+    make_private_folder,
     one_at_a_time,
     party_folder,
     read_small,
@@ -119,7 +120,7 @@ def set_up(
         )
     beside = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
-        beside.mkdir(parents=True, mode=0o700)
+        make_private_folder(beside)
         for authority in (GLOBAL, *boundaries):
             _set_up_authority(beside, run, authority, now=now, days=days)
             _enrol(Authority(beside, authority), [i for i in wanted if i.boundary == authority], now, days)

@@ -56,13 +56,20 @@ def party_folder(folder: Path, identity: Identity) -> Path:
     return folder / "parties" / identity.boundary / identity.role / identity.name
 
 
+def make_private_folder(folder: Path) -> None:
+    """Make a folder and those above it that are missing, all for their owner alone."""
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    for place in reversed(missing):
+        place.mkdir(mode=0o700, exist_ok=True)
+
+
 def write_new(path: Path, data: bytes) -> None:
     """Write a file that must not exist, readable by its owner alone, and see it to the disk.
 
     Raises:
         InputError: `file-exists`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_private_folder(path.parent)
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except FileExistsError as error:

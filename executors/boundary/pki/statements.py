@@ -95,6 +95,8 @@ def parse_statement(text: bytes, root_key: Ed25519PublicKey, *, schema: str, pla
         root_key.verify(bytes.fromhex(document["signature"]), _signed_bytes(schema, body))
     except (InvalidSignature, ValueError, RecursionError) as error:
         raise _fault(place, "its signature is not that of the authority's root key") from error
+    # Capital digits or spaces would be a second form of the same signature.
+    document["signature"] = bytes.fromhex(document["signature"]).hex()
     statement = _from_body(body, schema=schema, place=place)
     if _canonical({**_body(statement), "signature": document["signature"]}) + b"\n" != text:
         raise _fault(place, "not in canonical form")

@@ -165,7 +165,7 @@ def _with_cause(end: Deadline, last: Exception) -> WaitEndedError:
     """The passing of `end`, told with what went wrong before it."""
     return WaitEndedError(
         "deadline-passed",
-        f"waited {end.limit_s:.3g} s for {end.what} from {end.awaited}, in vain; the last try ended so: {last}",
+        f"waited {end.limit_s:.3g} s for {end.what} from {end.awaited}, in vain; the last try: {last}",
         awaited=end.awaited,
         what=end.what,
         limit_s=end.limit_s,
