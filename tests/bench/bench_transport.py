@@ -119,7 +119,7 @@ def bench_connect() -> None:
 
 
 def bench_deadlines() -> None:
-    """How late waits end: on a silent peer, on a frozen link, in a send nobody reads; how long a close takes."""
+    """How late waits end, and how long a close takes whose peer is silent."""
     late_s: dict[str, list[float]] = {}
 
     def measure(name: str, limit_s: float, work: Callable[[], object]) -> None:
