@@ -204,4 +204,4 @@ def test_files_are_their_owners_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_kill_9_loses_nothing_that_was_acknowledged(seed: int, tmp_path: Path) -> None:
-    assert kill_and_compare(tmp_path / "journal", 15, seed) > 15
+    assert kill_and_compare(tmp_path / "journal", 12, seed) > 12
