@@ -1,0 +1,1 @@
+"""Who is who: identities, certificates and keys of a run."""

@@ -1,0 +1,1 @@
+"""Authenticated links between the services of the boundary plane."""
