@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -72,31 +73,20 @@ def run_launches(
     for spec in specs:
         (spec.folder / REPORT).unlink(missing_ok=True)
         (spec.folder / LAYERS).unlink(missing_ok=True)
-    log = EventLog(folder / (EVENTS_FILE if node is None else f"events-{file_name(node)}.jsonl"))
-
-    def tell(event: Event) -> None:
-        log(event)
-        on_event(event)
-
     prepare = _Preparing(plan, training, launches)
-    try:
+    with closing(
+        EventLog(folder / (EVENTS_FILE if node is None else f"events-{file_name(node)}.jsonl"))
+    ) as log:
+
+        def tell(event: Event) -> None:
+            log(event)
+            on_event(event)
+
         if failover and node is None:
-            fleet = inputs_from_documents(plan.inputs).fleet
-            outcome = run_with_failover(
-                plan,
-                fleet,
-                specs,
-                prepare,
-                transport,
-                tell,
-                deadlines=deadlines,
-                on_this_machine=all(launch.start.one_machine for launch in launches),
-            )
+            outcome = _with_failover(plan, specs, launches, prepare, transport, tell, deadlines)
         else:
             lock = LAUNCH_LOCK if node is None else f"launch-{file_name(node)}.lock"
             outcome = supervise(specs, transport, tell, deadlines=deadlines, lock=lock)
-    finally:
-        log.close()
     if node is None:
         # Ranks of a script write no report themselves.
         for spec in prepare.newest.values():
@@ -105,6 +95,27 @@ def run_launches(
     reports = _reports(specs, outcome)
     return Ended(
         folder=folder, outcome=outcome, reports=reports, profile=_write_profile(plan, reports, folder)
+    )
+
+
+def _with_failover(
+    plan: Plan,
+    specs: Sequence[LaunchSpec],
+    launches: Sequence[Launch],
+    prepare: _Preparing,
+    transport: Transport,
+    tell: Callable[[Event], None],
+    deadlines: Deadlines | None,
+) -> LaunchOutcome:
+    return run_with_failover(
+        plan,
+        inputs_from_documents(plan.inputs).fleet,
+        specs,
+        prepare,
+        transport,
+        tell,
+        deadlines=deadlines,
+        on_this_machine=all(launch.start.one_machine for launch in launches),
     )
 
 
