@@ -33,6 +33,7 @@ COMMANDS: tuple[tuple[str, str], ...] = (
     ("simulate", "Replay a plan in virtual time."),
     ("show", "Show a plan as text, HTML or SVG."),
     ("launch", "Carry a plan out and compare it with what was predicted."),
+    ("audit", "Verify, show or export the logs of what crossed a boundary."),
     ("schema", "Print the JSON Schema of a file format."),
     ("doctor", "Check this installation."),
 )

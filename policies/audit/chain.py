@@ -51,6 +51,9 @@ def check_chain(
     own = files[0].checkpoints[-1] if files and files[0].checkpoints else None
     missing = _closing_gaps(own, scan, scans, contract)
     is_closed = own is not None and own.is_closed and own.size == scan.num_records
+    if own is not None and own.is_closed and own.size < scan.num_records:
+        found = f"the log was closed at {own.size}"
+        failures.append(_failure(Rule.RECORD_AFTER_CLOSE, f"{scan.path.name} record {own.size}", found))
     return ChainAnswer(failures=tuple(failures), missing=tuple(missing), is_closed=is_closed)
 
 
@@ -119,6 +122,7 @@ def _root_faults(scan: LogScan, files: Sequence[CheckpointsFile]) -> list[Failur
             else:
                 place = f"{scan.path.name} records {last_good} to {checkpoint.size - 1}"
                 failures.append(_failure(Rule.RECORD_CHANGED, place, "they are not those that were signed"))
+                break  # every later root of this file differs for the same reason
     return failures
 
 

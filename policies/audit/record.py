@@ -22,9 +22,13 @@ MESSAGE_START = 6
 NOTHING = bytes(32)
 
 _BODY = struct.Struct(">BBHHBBHHIQQQQQ8s16s32s32s32s32s32s")
-_CRC = struct.Struct(">I")
+_CRC = struct.Struct("<I")
+# The CRC-32 of anything followed by its own CRC-32, least significant byte first.
+CRC_RESIDUE = 0x2144DF1C
 SHAPE = struct.Struct(">BBHHBBHH")
 REST = struct.Struct(">IQQQQQ8s48s32s32s32s32s")
+# The same without what a look at an ordinary record does not need: base version and digests.
+QUICK_REST = struct.Struct(">IQQ8xQQ8s48s")
 
 
 class RecordType(IntEnum):
@@ -101,10 +105,7 @@ def seal(body: bytes) -> bytes:
 
 def is_whole(record: bytes) -> bool:
     """Whether this is a full record whose CRC-32 fits."""
-    return (
-        len(record) == RECORD_BYTES
-        and zlib.crc32(record[:BODY_BYTES]) == _CRC.unpack_from(record, BODY_BYTES)[0]
-    )
+    return len(record) == RECORD_BYTES and zlib.crc32(record) == CRC_RESIDUE
 
 
 def encode_record(record: Record) -> bytes:

@@ -1,6 +1,6 @@
 """One pass over one log: its tree, its keys, its sequences, and each record under the contract's terms.
 
-Memory does not depend on the log's length: records are read some thousand at a time.
+Memory does not depend on the log's length: records are read some hundred at a time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from policies.audit import keys
 from policies.audit.key_statement import KeyAction, KeyRole, decode_statement, is_signed
 from policies.audit.record import (
     BODY_BYTES,
+    CRC_RESIDUE,
     MESSAGE_START,
+    QUICK_REST,
     RECORD_BYTES,
     REST,
     SHAPE,
@@ -29,7 +31,7 @@ from policies.audit.tree import TreeAppender
 from policies.audit.verdict import Failure, Rule
 from policies.contract import Contract, contract_sha256
 
-CHUNK_RECORDS = 2048
+CHUNK_RECORDS = 512
 MAX_GAPS = 1024
 
 
@@ -139,14 +141,14 @@ class _Reader:
 
     def read(self, records: list[bytes], first: int) -> None:
         """Check these records, the first of which has index `first`."""
-        shapes, bound, min_cohort = self._shapes, self._bound, self._contract.min_cohort
-        channels, unpack, crc32 = self._scan.channels, REST.unpack_from, zlib.crc32
+        shapes, bound, min_cohort = self._shapes.get, self._bound, self._contract.min_cohort
+        channels, unpack, crc32 = self._scan.channels, QUICK_REST.unpack_from, zlib.crc32
         for index, record in enumerate(records, first):
-            shape = shapes.get(record[:SHAPE_BYTES])
+            shape = shapes(record[:SHAPE_BYTES])
             if shape is None:
                 self._odd(record, index)
                 continue
-            (cohort, sequence, epoch, _, payload_bytes, of_participant, signer, found_bound, *_) = unpack(
+            cohort, sequence, epoch, payload_bytes, of_participant, signer, found_bound = unpack(
                 record, SHAPE_BYTES
             )
             channel = channels[shape.channel_key]
@@ -157,7 +159,7 @@ class _Reader:
                 or record[shape.fixed] != shape.fixed_content
                 or (cohort < min_cohort if shape.is_delta else cohort)
                 or (shape.is_sent and signer != self._signer)
-                or crc32(record[:BODY_BYTES]).to_bytes(4, "big") != record[BODY_BYTES:]
+                or crc32(record) != CRC_RESIDUE
             ):
                 self._unlike(record, index)
             if sequence == channel.next_sequence:

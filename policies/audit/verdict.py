@@ -13,6 +13,7 @@ from typing import Any
 
 from policies.errors import AuditFailedError, EchelonError
 
+MAX_FAILURES_IN_TEXT = 20
 REPORT_SCHEMA = "echelon/audit-report/1"
 
 
@@ -44,12 +45,12 @@ class Rule(StrEnum):
     LOG_FORKED = "log-forked"
     RECORD_CHANGED = "record-changed"
     RECORD_AFTER_CLOSE = "record-after-close"
-    SEQUENCE_DUPLICATE = "sequence-duplicate"
-    SEQUENCE_REORDERED = "sequence-reordered"
-    SEQUENCE_GAP = "sequence-gap"
     RECORD_MALFORMED = "record-malformed"
     WRONG_OWNER = "wrong-owner"
     WRONG_COUNTERPART = "wrong-counterpart"
+    SEQUENCE_DUPLICATE = "sequence-duplicate"
+    SEQUENCE_REORDERED = "sequence-reordered"
+    SEQUENCE_GAP = "sequence-gap"
     COUNTERPART_MISMATCH = "counterpart-mismatch"
     NOT_IN_SENDER_LOG = "not-in-sender-log"
     NOT_RECEIVED = "not-received"
@@ -186,7 +187,10 @@ def verdict_data(verdict: Verdict) -> dict[str, Any]:
 def verdict_text(verdict: Verdict) -> str:
     """The report for people."""
     lines = [f"verdict   {verdict.outcome.value.upper()} (scope {verdict.scope.value})"]
-    lines += [f"broken    {f.rule.value} at {f.place}: {f.found}" for f in verdict.failures]
+    shown = verdict.failures[:MAX_FAILURES_IN_TEXT]
+    lines += [f"broken    {f.rule.value} at {f.place}: {f.found}" for f in shown]
+    if len(verdict.failures) > len(shown):
+        lines.append(f"broken    and {len(verdict.failures) - len(shown):,} more (all of them as JSON)")
     lines += [f"missing   {text}" for text in verdict.missing]
     if verdict.run:
         lines.append(f"run       {verdict.run.hex()} under contract {verdict.contract_sha256.hex()[:16]}")

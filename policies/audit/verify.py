@@ -238,8 +238,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     as_json = given.format == "json"
     data = json.dumps(verdict_data(verdict), indent=2, sort_keys=True) + "\n"
     sys.stdout.write(data if as_json else verdict_text(verdict))
-    error = error_of(verdict)
-    return error.exit_code if error is not None else 0
+    ending = error_of(verdict)
+    return ending.exit_code if ending is not None else 0
 
 
 def _read_document(path: Path) -> bytes:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -51,7 +52,7 @@ def party(name: str) -> Party:
     )
 
 
-def run_terms(**changes: object) -> Run:
+def run_terms(**changes: Any) -> Run:
     terms = Run(
         run=bytes(range(16)),
         coordinator=party(NAMES[0]),
@@ -86,7 +87,7 @@ class Diary:
     records: list[bytes] = field(default_factory=list)
     marks: list[int] = field(default_factory=list)
 
-    def edit(self, index: int, **changes: object) -> None:
+    def edit(self, index: int, **changes: Any) -> None:
         """Let record `index` say something else, with a fitting checksum."""
         self.records[index] = encode_record(replace(decode_record(self.records[index]), **changes))
 
@@ -98,7 +99,7 @@ class Diary:
 class Story:
     """A run as all its parties log it; `write` signs and stores what the diaries hold by then."""
 
-    def __init__(self, num_windows: int = 4, *, payload_of: Callable[[int], bytes] | None = None) -> None:
+    def __init__(self, num_windows: int = 4) -> None:
         self.contract = contract_of_run()
         self.diaries = [Diary(owner_id=i) for i in range(len(NAMES))]
         self.sequences: dict[tuple[int, int], int] = {}
@@ -151,7 +152,7 @@ class Story:
             self.diaries[owner_id].records.append(record)
         self.sequences[(boundary_id, channel)] = self.sequences.get((boundary_id, channel), 0) + 1
 
-    def both(self, boundary_id: int, kind: Kind, number: int = 0, **changes: object) -> None:
+    def both(self, boundary_id: int, kind: Kind, number: int = 0, /, **changes: Any) -> None:
         """The same lie in the boundary's log and in the coordinator's, as after a real deed."""
         index = self.diaries[boundary_id].find(kind, number)
         original = self.diaries[boundary_id].records[index][6:240]
@@ -171,7 +172,7 @@ class Story:
             )
             (folder / f"{name}.checkpoints").write_bytes(b"".join(map(checkpoint_bytes, notes)))
 
-    def capture(self, folder: Path, boundary_id: int, *, role: str = "recorder", **changes: int) -> None:
+    def capture(self, folder: Path, boundary_id: int, *, role: str = "recorder", **changes: Any) -> None:
         """What an honest recorder at this boundary's border would have seen, but for `changes`."""
         sums = {Channel.UP: 0, Channel.DOWN: 0}
         for content in self.diaries[boundary_id].records:
