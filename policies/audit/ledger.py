@@ -69,7 +69,7 @@ class Ledger:
         """Remember one record for the next commit; what comes back is its index in the log.
 
         Raises:
-            LedgerDamagedError: `log-closed`, or `bad-record` for bytes that are no whole record.
+            LedgerDamagedError: `log-closed`, `bad-record` for bytes that are no whole record, or as `commit`.
         """
         if not is_whole(record):
             raise LedgerDamagedError("bad-record", f"{len(record)} bytes that are no whole record")
@@ -85,10 +85,13 @@ class Ledger:
         """Put everything appended on disk; what comes back is the number of records there.
 
         Threads that wait here while another one syncs find their records synced along with it.
+
+        Raises:
+            LedgerDamagedError: `log-not-written`; nothing may be sent, and the log has to be opened again.
         """
         with self._lock:
             if self._pending:
-                _write_all(self._log, b"".join(self._pending))
+                self._write(self._log, b"".join(self._pending))
                 self._tree.extend(self._pending)
                 self._pending.clear()
             return self._tree.size
@@ -112,13 +115,25 @@ class Ledger:
                 raise LedgerDamagedError(
                     "log-not-signed-one", f"the checkpoint at {checkpoint.size} is not one of this log"
                 )
-            _write_all(self._notes, checkpoint_bytes(checkpoint))
+            self._write(self._notes, checkpoint_bytes(checkpoint))
             self.last_checkpoint = checkpoint
 
     def close(self) -> None:
         """Let go of the files; what was not committed is lost."""
         self._log.close()
         self._notes.close()
+
+    def _write(self, file: BinaryIO, content: bytes) -> None:
+        try:
+            _write_all(file, content)
+        except (OSError, ValueError) as error:
+            # What is on disk now is unknown; only opening the log again finds out.
+            self.close()
+            raise LedgerDamagedError(
+                "log-not-written",
+                f"the log of `{self.party}` could not be written: {error}",
+                hint="make room or mend the disk, then open the log again",
+            ) from error
 
 
 def iter_records(path: Path) -> Iterator[bytes]:
