@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from functools import lru_cache
@@ -48,7 +48,7 @@ class Ring(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KindRule:
-    """What messages of one kind look like: their channels, the size of their header, whether values follow."""
+    """What messages of one kind look like: channels, size of the header, whether values follow."""
 
     kind: Kind
     channels: tuple[Channel, ...]
@@ -146,8 +146,8 @@ class Contract:
 class Run:
     """What a contract needs to know beyond the policy.
 
-    `run` is 16 random bytes, `manifest_sha256` the hash of the adapter's tensor names and shapes, `num_values`
-    its number of parameters.
+    `run` is 16 random bytes, `manifest_sha256` the hash of the adapter's tensor names and shapes,
+    `num_values` its number of parameters.
     """
 
     run: bytes
@@ -194,7 +194,7 @@ def make_contract(policy: Policy, run: Run) -> Contract:
 
 def policy_sha256(policy: Policy) -> bytes:
     """The hash of all a policy says; fractions are written in hexadecimal, absent values as empty lists."""
-    return hashlib.sha256(canonical.canonical_bytes(_plain(asdict(policy)))).digest()
+    return hashlib.sha256(canonical.canonical_bytes(canonical.plain_copy(asdict(policy)))).digest()
 
 
 def require_sound(contract: Contract) -> None:
@@ -383,18 +383,6 @@ def _kinds_document() -> list[dict[str, Any]]:
         }
         for rule in KIND_RULES.values()
     ]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, str):
-        return value.encode("ascii", "backslashreplace").decode("ascii")
-    if isinstance(value, Sequence):
-        return [_plain(item) for item in value]
-    if value is None or isinstance(value, bool):
-        return [] if value is None else str(value).lower()
-    return value.hex() if isinstance(value, float) else value
 
 
 def _bad(message: str) -> ContractRefusedError:

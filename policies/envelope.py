@@ -12,13 +12,28 @@ import math
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from enum import IntEnum, StrEnum
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from policies.audit import keys
+from policies.audit.messages import (
+    Abort,
+    Ack,
+    Address,
+    BoundaryDelta,
+    BoundaryStatus,
+    GlobalState,
+    Join,
+    Leave,
+    Message,
+    Reason,
+    Signals,
+    SyncDirective,
+    WindowState,
+)
 from policies.audit.record import NOTHING, Channel, Kind, Record, RecordType
 from policies.contract import KIND_RULES, Contract, KindRule, Ring, contract_sha256
 from policies.errors import PolicyRefusedError
@@ -52,135 +67,6 @@ class EnvelopeRefusedError(PolicyRefusedError):
     def __init__(self, reason: Refusal, message: str) -> None:
         super().__init__(reason.value, message)
         self.reason = reason
-
-
-class WindowState(IntEnum):
-    """Where a boundary's window stands."""
-
-    OPEN = 1
-    EXTENDED = 2
-    CLOSED = 3
-    RELEASED = 4
-    ABORTED = 5
-
-
-class Reason(IntEnum):
-    """Why a party joins, leaves, acknowledges or aborts."""
-
-    PLANNED = 1
-    RESUMED = 2
-    DONE = 3
-    DEADLINE = 4
-    COHORT_TOO_SMALL = 5
-    REFUSED = 6
-    FAULT = 7
-
-
-class Signals(IntEnum):
-    """Bits of `BoundaryStatus.signals`: which of its four measurements are there."""
-
-    SQUARED_NORM = 1
-    PROJECTION = 2
-    QUEUE_S = 4
-    STEP_S = 8
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BoundaryDelta:
-    """A cohort's aggregate. `scale` is what an integer value of a ring payload is multiplied with."""
-
-    base_version: int
-    epoch: int
-    cohort_size: int
-    weight_sum: float
-    tokens_sum: int
-    clip_bound: float
-    scale: float
-    roster_root: bytes
-    manifest_sha256: bytes
-    payload_bytes: int
-    payload_sha256: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BoundaryStatus:
-    """How a boundary stands; absent measurements are 0.0 with their bit in `signals` unset."""
-
-    base_version: int
-    epoch: int
-    window_state: WindowState
-    is_ready: int
-    signals: int
-    squared_norm: float
-    projection: float
-    queue_s: float
-    step_s: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GlobalState:
-    """The new global adapter."""
-
-    base_version: int
-    manifest_sha256: bytes
-    payload_bytes: int
-    payload_sha256: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SyncDirective:
-    """What the boundaries do next; `outer_rate_id` is a position in the run's table."""
-
-    base_version: int
-    num_steps: int
-    window_deadline_s: float
-    clip_bound: float
-    outer_rate_id: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Join:
-    """A boundary joins, or is let in."""
-
-    base_version: int
-    reason: Reason
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Leave:
-    """A boundary leaves, or is let go."""
-
-    base_version: int
-    reason: Reason
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ack:
-    """The message `acked_sequence` of the other channel, of kind `acked_kind`, was taken."""
-
-    acked_kind: Kind
-    acked_sequence: int
-    reason: Reason
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Abort:
-    """Window `epoch` ends without a release."""
-
-    epoch: int
-    reason: Reason
-
-
-Message = BoundaryDelta | BoundaryStatus | GlobalState | SyncDirective | Join | Leave | Ack | Abort
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Address:
-    """Where a message stands in its run: the boundary it is of, the way it goes, its number on that way."""
-
-    boundary_id: int
-    channel: Channel
-    sequence: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -431,7 +317,7 @@ _ENUMS: Mapping[str, Callable[[Any], Any]] = {
     "acked_kind": Kind,
 }
 _KINDS = frozenset(int(kind) for kind in Kind)
-_LAYOUTS: Mapping[type, _Layout] = {
+_LAYOUTS: Mapping[Callable[..., Any], _Layout] = {
     BoundaryDelta: _Layout(
         kind=Kind.BOUNDARY_DELTA, fields_of=struct.Struct(">QQIdQdd32s32sQ32s"), check=_check_delta
     ),

@@ -34,7 +34,9 @@ def register(app: typer.Typer) -> None:
 
 def verify(
     ctx: typer.Context,
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Contract, logs and checkpoints of a run.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Contract, logs and checkpoints of a run.")
+    ],
     key: Annotated[
         list[str] | None,
         typer.Option("--key", metavar="NAME=KEY", help="A party's policy key: 64 hex digits, or a file."),
@@ -74,7 +76,7 @@ def show(
 
     Showing proves nothing: `echelon audit verify` does.
     """
-    from policies.audit.ledger import RECORD_BYTES
+    from policies.audit.record import RECORD_BYTES
     from policies.audit.view import iter_views
 
     views = list(iter_views(log, first=first, num_records=count))

@@ -7,7 +7,7 @@ RFC 8785. Reading refuses everything that is not byte for byte what writing give
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from policies.errors import AuditFailedError
@@ -25,8 +25,8 @@ def canonical_bytes(document: Any) -> bytes:
     """The document's only encoding.
 
     Raises:
-        NotCanonicalError: `not-canonical`, for floats, null, booleans, other than printable ASCII, or integers
-            beyond ±(2^53 - 1).
+        NotCanonicalError: `not-canonical`, for floats, null, booleans, other than printable ASCII, or
+            integers beyond ±(2^53 - 1).
     """
     _require_plain(document, 0)
     return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
@@ -103,6 +103,23 @@ def require_hex(document: dict[str, Any], key: str, num_bytes: int, *, name: str
     if len(value) != num_bytes or value.hex() != text:
         raise _refusal(f"{name}: `{key}` is not {num_bytes} bytes in lower-case hexadecimal")
     return value
+
+
+def plain_copy(value: Any) -> Any:
+    """A copy that has a canonical form, and another one for every other value.
+
+    Fractions are written in hexadecimal, truth values as words, None as an empty list, letters beyond ASCII
+    and control characters with backslashes.
+    """
+    if isinstance(value, Mapping):
+        return {plain_copy(str(key)): plain_copy(item) for key, item in value.items()}
+    if isinstance(value, str):
+        return value.encode("unicode_escape").decode("ascii")
+    if isinstance(value, Sequence):
+        return [plain_copy(item) for item in value]
+    if value is None or isinstance(value, bool):
+        return [] if value is None else str(value).lower()
+    return value.hex() if isinstance(value, float) else value
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,5 +1,7 @@
-"""The signed summary of a capture: what really left a boundary, counted by a process that its guard does not
-control. Only with one can an audit speak of everything that left (scope `egress`).
+"""The signed summary of a capture: what really left a boundary, counted beside its guard.
+
+The process that counts is not under the guard's control. Only with such a capture can an audit speak of
+everything that left (scope `egress`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Checkpoints against the log they speak of: signatures, keys in force, roots, forks, closing, cosignatures."""
+"""Checkpoints against the log they speak of: signatures, keys in force, roots, closing, cosignatures."""
 
 from __future__ import annotations
 

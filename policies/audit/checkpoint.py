@@ -116,7 +116,7 @@ def cosign_checkpoint(
         ):
             raise CheckpointRefusedError(
                 "log-forked",
-                f"the log of `{checkpoint.party}` at {checkpoint.size} does not continue the one at {seen.size}",
+                f"the log of `{checkpoint.party}` at {checkpoint.size} does not continue that at {seen.size}",
                 hint="keep both checkpoints: together they prove the fork",
             )
     return sign_checkpoint(checkpoint, name, key)

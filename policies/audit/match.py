@@ -1,5 +1,7 @@
-"""Logs against each other, and against a capture: every message sent was received as it was sent, and nothing
-else left."""
+"""Logs against each other, and against a capture.
+
+Every message sent was received as it was sent, and nothing else left.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,7 @@ def match_capture(capture: Capture, scan: LogScan, contract: Contract, place: st
             failures.append(Failure(rule=rule, place=place, found=found))
         if not logged.num_bytes <= wire_bytes <= logged.num_bytes + allowance:
             rule = Rule.EGRESS_UNLOGGED if wire_bytes > logged.num_bytes else Rule.EGRESS_MISSING
-            found = f"{wire_bytes:,} bytes went {way}, {logged.num_bytes:,} and at most {allowance:,} are accounted for"
+            found = f"{wire_bytes:,} bytes went {way}, {logged.num_bytes:,} plus {allowance:,} allowed"
             failures.append(Failure(rule=rule, place=place, found=found))
     return failures
 

@@ -67,7 +67,7 @@ class RecordDamagedError(AuditFailedError):
 class Record:
     """One message in one log; the fields in the order of their bytes.
 
-    `owner_id` and `counterpart_id` are positions in the contract: 0 the coordinator, from 1 on the boundaries.
+    `owner_id` and `counterpart_id` are positions in the contract: 0 the coordinator, from 1 on boundaries.
     `epoch` is the window, 0 where the kind has none. `participant_payload_bytes` is what a single
     participant's payload would take; the guard lets none out, so it is 0. `signer` is the id of the key that
     signed the message, `message_sha256` the digest of its header, which itself holds the payload's digest.
@@ -136,9 +136,9 @@ def decode_record(record: bytes) -> Record:
         raise RecordDamagedError("record-damaged", f"{len(record)} bytes that are no whole record")
     version, *values = _BODY.unpack_from(record)
     named: dict[str, Any] = dict(zip(_NAMES, values, strict=True))
+    if version != RECORD_VERSION or named["type"] not in (RecordType.SENT, RecordType.RECEIVED):
+        raise RecordDamagedError("record-damaged", f"no message: version {version}, type {named['type']}")
     try:
-        if version != RECORD_VERSION or named["type"] == RecordType.KEY_STATEMENT:
-            raise ValueError(f"version {version}, type {named['type']}")
         named |= {
             "type": RecordType(named["type"]),
             "kind": Kind(named["kind"]),

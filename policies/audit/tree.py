@@ -130,7 +130,7 @@ def consistency_proof(leaf_hashes: Sequence[bytes], old_size: int) -> list[bytes
 
 
 def is_included(*, leaf: bytes, index: int, size: int, proof: Sequence[bytes], root: bytes) -> bool:
-    """Whether `proof` shows that the leaf with this hash stands at `index` of the tree (RFC 9162, 2.1.3.2)."""
+    """Whether `proof` shows that the leaf with this hash stands at `index` (RFC 9162, 2.1.3.2)."""
     if not 0 <= index < size or any(len(part) != HASH_BYTES for part in (leaf, root, *proof)):
         return False
     node, last, found = index, size - 1, leaf

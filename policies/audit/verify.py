@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from policies.audit import keys
-from policies.audit.capture import CAPTURE_SUFFIX, read_capture
 from policies.audit.canonical import MAX_DOCUMENT_BYTES
+from policies.audit.capture import CAPTURE_SUFFIX, read_capture
 from policies.audit.chain import ChainAnswer, CheckpointsFile, check_chain
 from policies.audit.checkpoint import CheckpointRefusedError, parse_checkpoints
 from policies.audit.ledger import CHECKPOINTS_SUFFIX, LOG_SUFFIX

@@ -15,24 +15,26 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "boundary"), str(Path(__file__).resolve().parents[2])]
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "boundary")]
 
-from audit_runs import NAMES, POLICY_KEYS, Diary, Story, checkpoints_of, private_key, write_contract
+from audit_runs import NAMES, POLICY_KEYS, Diary, Story, checkpoints_of, private_key, write_contract  # noqa: E402
 
-from policies.audit.checkpoint import Checkpoint, checkpoint_bytes, sign_checkpoint
-from policies.audit.ledger import Ledger
-from policies.audit.record import Channel, Kind, encode_record
-from policies.audit.verdict import Outcome
-from policies.audit.verify import verify_folder
+from policies.audit.checkpoint import Checkpoint, checkpoint_bytes, sign_checkpoint  # noqa: E402
+from policies.audit.ledger import Ledger  # noqa: E402
+from policies.audit.record import Channel, Kind, encode_record  # noqa: E402
+from policies.audit.verdict import Outcome  # noqa: E402
+from policies.audit.verify import verify_folder  # noqa: E402
 
 CHECKPOINT_EVERY = 10_000
 BATCH_RECORDS = 256
 
 VERIFIER = """
 import resource, sys, time
-from policies.audit.verify import main
+from policies.audit.verify import main  # noqa: E402
 status = main(sys.argv[1:])
 usage = resource.getrusage(resource.RUSAGE_SELF)
 # ru_maxrss would be that of the process that started this one.
@@ -74,7 +76,7 @@ def bench_verify(num_records: int) -> dict[str, object]:
             capture_output=True,
             text=True,
             check=True,
-            cwd=Path(__file__).resolve().parents[2],
+            cwd=ROOT,
         )
     status, cpu_s, peak_mib = done.stdout.splitlines()[-1].split()
     return {"records": total, "exit_code": int(status), "cpu_s": float(cpu_s), "peak_mib": int(peak_mib)}
@@ -133,7 +135,7 @@ def main() -> None:
     parser.add_argument("--records", type=int, default=1_000_000)
     parser.add_argument("--changes", type=int, default=10_000)
     given = parser.parse_args()
-    figures = {
+    figures: dict[str, Callable[[], dict[str, object]]] = {
         "verify": lambda: bench_verify(given.records),
         "append": lambda: bench_append(given.records // 5),
         "single-bit changes": lambda: bench_changes(given.changes),

@@ -7,8 +7,7 @@ import hashlib
 import numpy as np
 from audit_runs import contract_of_run
 
-from policies.audit.record import Channel, Kind
-from policies.envelope import (
+from policies.audit.messages import (
     Abort,
     Ack,
     Address,
@@ -23,6 +22,7 @@ from policies.envelope import (
     SyncDirective,
     WindowState,
 )
+from policies.audit.record import Channel, Kind
 
 CONTRACT = contract_of_run()
 PAYLOAD = np.linspace(-1.0, 1.0, CONTRACT.num_values, dtype="<f4").tobytes()
@@ -58,7 +58,9 @@ STATE = GlobalState(
     payload_bytes=CONTRACT.payload_bytes,
     payload_sha256=PAYLOAD_SHA256,
 )
-DIRECTIVE = SyncDirective(base_version=8, num_steps=30, window_deadline_s=2.5, clip_bound=8.0, outer_rate_id=3)
+DIRECTIVE = SyncDirective(
+    base_version=8, num_steps=30, window_deadline_s=2.5, clip_bound=8.0, outer_rate_id=3
+)
 MESSAGES: list[tuple[Message, Channel]] = [
     (DELTA, Channel.UP),
     (STATUS, Channel.UP),

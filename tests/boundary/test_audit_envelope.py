@@ -16,20 +16,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policies.audit import keys
+from policies.audit.messages import (
+    Abort,
+    Ack,
+    BoundaryDelta,
+    BoundaryStatus,
+    Join,
+    Leave,
+    Message,
+    Reason,
+)
 from policies.audit.record import Channel, Kind, RecordType, decode_record, encode_record
 from policies.contract import KIND_RULES
 from policies.envelope import (
     COMMON_BYTES,
     DOMAIN,
-    Abort,
-    Ack,
-    BoundaryDelta,
-    BoundaryStatus,
     EnvelopeRefusedError,
-    Join,
-    Leave,
-    Message,
-    Reason,
     Refusal,
     decode_header,
     encode_header,
@@ -162,7 +164,9 @@ def test_encoding_and_decoding_refuse_the_same(
     # A sender whose encoder has been tampered with: the field's bytes, signed with the right key.
     from policies.envelope import _LAYOUTS  # the widths, to forge with
 
-    fields = _LAYOUTS[type(message)].fields_of.pack(*(getattr(lie, name) for name in lie.__dataclass_fields__))
+    fields = _LAYOUTS[type(message)].fields_of.pack(
+        *(getattr(lie, name) for name in lie.__dataclass_fields__)
+    )
     forged = signed_anew(encoded(message, channel), channel, COMMON_BYTES, fields)
     assert refusal_of(forged, channel) is reason
 
@@ -213,7 +217,16 @@ def test_both_logs_keep_the_same_of_a_message(message: Message, channel: Channel
 
 
 def test_no_field_of_any_message_can_hold_text_or_name_a_participant() -> None:
-    types: tuple[Any, ...] = (BoundaryDelta, BoundaryStatus, type(STATE), type(DIRECTIVE), Join, Leave, Ack, Abort)
+    types: tuple[Any, ...] = (
+        BoundaryDelta,
+        BoundaryStatus,
+        type(STATE),
+        type(DIRECTIVE),
+        Join,
+        Leave,
+        Ack,
+        Abort,
+    )
     for kind in types:
         for name, field in kind.__dataclass_fields__.items():
             assert field.type != "str"
@@ -268,4 +281,6 @@ def test_no_signed_nonsense_is_taken_unless_it_means_something(fields: bytes, ch
 
 def test_reasons_are_a_closed_list() -> None:
     for reason in Reason:
-        assert decoded(encoded(Abort(epoch=1, reason=reason), Channel.UP), Channel.UP) == Abort(epoch=1, reason=reason)
+        assert decoded(encoded(Abort(epoch=1, reason=reason), Channel.UP), Channel.UP) == Abort(
+            epoch=1, reason=reason
+        )

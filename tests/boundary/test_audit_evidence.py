@@ -46,9 +46,7 @@ def test_no_single_bit_change_of_any_file_passes(tmp_path: Path) -> None:
     write_captured_run(tmp_path)
 
     def outcome() -> Outcome:
-        return verify_folder(
-            tmp_path, POLICY_KEYS, scope=Scope.EGRESS, capture_keys=CAPTURE_KEYS
-        ).outcome
+        return verify_folder(tmp_path, POLICY_KEYS, scope=Scope.EGRESS, capture_keys=CAPTURE_KEYS).outcome
 
     draw = random.Random(3)
     paths = sorted(tmp_path.iterdir())
@@ -195,7 +193,13 @@ def test_keys_are_read_from_digits_files_and_pem(tmp_path: Path) -> None:
         other.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     )
     (tmp_path / "noise").write_bytes(bytes(range(256)))
-    for text in ("clinic", "clinic=", "clinic=ab", f"clinic={tmp_path / 'other.pem'}", f"clinic={tmp_path / 'noise'}"):
+    for text in (
+        "clinic",
+        "clinic=",
+        "clinic=ab",
+        f"clinic={tmp_path / 'other.pem'}",
+        f"clinic={tmp_path / 'noise'}",
+    ):
         with pytest.raises(InputError) as refused:
             parse_key_arguments([text])
         assert refused.value.code == "bad-key"

@@ -224,7 +224,9 @@ def test_a_killed_writer_loses_nothing_it_had_acknowledged(tmp_path: Path) -> No
     acknowledged = 0
     for _ in range(8):
         argv = [sys.executable, "-c", WRITER, str(tmp_path), str(source)]
-        with subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}) as p:
+        with subprocess.Popen(
+            argv, cwd=ROOT, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}
+        ) as p:
             assert p.stdout is not None
             lines = [p.stdout.readline()]
             time.sleep(draw.uniform(0.0, 0.05))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from functools import lru_cache
+from functools import cache
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -26,7 +27,16 @@ HASHES = [leaf_hash(leaf) for leaf in LEAVES]
 # Roots published with the reference implementations of certificate transparency, for its eight test leaves.
 KNOWN_LEAVES = [
     bytes.fromhex(text)
-    for text in ("", "00", "10", "2021", "3031", "40414243", "5051525354555657", "606162636465666768696a6b6c6d6e6f")
+    for text in (
+        "",
+        "00",
+        "10",
+        "2021",
+        "3031",
+        "40414243",
+        "5051525354555657",
+        "606162636465666768696a6b6c6d6e6f",
+    )
 ]
 KNOWN_ROOTS = {
     0: "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
@@ -44,7 +54,7 @@ def split(n: int) -> int:
     return k
 
 
-@lru_cache(maxsize=None)
+@cache
 def mth(a: int, b: int) -> bytes:
     """MTH(D[a:b])."""
     if a == b:
@@ -90,9 +100,7 @@ def test_roots_and_all_proofs_of_one_size(size: int) -> None:
     for old in range(1, size + 1):
         proof = consistency_proof(HASHES[:size], old)
         assert proof == subproof(old, 0, size, True)
-        assert is_consistent(
-            old_size=old, old_root=mth(0, old), new_size=size, new_root=root, proof=proof
-        )
+        assert is_consistent(old_size=old, old_root=mth(0, old), new_size=size, new_root=root, proof=proof)
 
 
 def test_wrong_proofs_are_refused_for_every_small_size() -> None:
@@ -108,7 +116,13 @@ def test_wrong_proofs_are_refused_for_every_small_size() -> None:
                 assert not is_included(leaf=HASHES[index], index=index, size=size, proof=bad, root=root)
         for old in range(1, size):
             proof = subproof(old, 0, size, True)
-            good = {"old_size": old, "old_root": mth(0, old), "new_size": size, "new_root": root, "proof": proof}
+            good: dict[str, Any] = {
+                "old_size": old,
+                "old_root": mth(0, old),
+                "new_size": size,
+                "new_root": root,
+                "proof": proof,
+            }
             assert is_consistent(**good)
             for name, value in (
                 ("old_root", HASHES[0][::-1]),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from audit_runs import (
@@ -22,7 +23,7 @@ from audit_runs import (
     write_contract,
 )
 
-from policies.audit.checkpoint import checkpoint_bytes, parse_checkpoints, sign_checkpoint
+from policies.audit.checkpoint import Checkpoint, checkpoint_bytes, parse_checkpoints, sign_checkpoint
 from policies.audit.key_statement import KeyAction, KeyRole, KeyStatement, encode_statement
 from policies.audit.keys import key_id
 from policies.audit.record import Channel, Kind
@@ -240,8 +241,8 @@ def test_a_log_that_is_not_closed_or_not_cosigned_is_inconclusive(tmp_path: Path
     assert verdict.missing == ("the cosignature of `coordinator` on the closing checkpoint of `clinic`",)
 
 
-def fields_of(checkpoint: object) -> dict[str, object]:
-    return {name: getattr(checkpoint, name) for name in type(checkpoint).__dataclass_fields__}  # type: ignore[attr-defined]
+def fields_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {name: getattr(checkpoint, name) for name in type(checkpoint).__dataclass_fields__}
 
 
 def test_a_log_of_nobody_in_the_contract(tmp_path: Path) -> None:
@@ -311,7 +312,7 @@ def egress(folder: Path) -> Verdict:
     return verify_folder(folder, POLICY_KEYS, scope=Scope.EGRESS, capture_keys=CAPTURE_KEYS)
 
 
-def captured(folder: Path, **changes: int) -> Verdict:
+def captured(folder: Path, **changes: Any) -> Verdict:
     story = honest_folder(folder)
     story.capture(folder, 1, **changes)
     story.capture(folder, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -42,7 +43,9 @@ def test_a_contract_is_read_as_it_was_written_and_verified() -> None:
     assert (contract, signatures) == (CONTRACT, SIGNATURES)
     verify_contract(contract, signatures, POLICY_KEYS)
     assert contract.payload_bytes == 4000
-    assert [rule["kind"] for rule in contract_document(contract)["kinds"]] == [kind.name for kind in KIND_RULES]
+    assert [rule["kind"] for rule in contract_document(contract)["kinds"]] == [
+        kind.name for kind in KIND_RULES
+    ]
 
 
 def test_every_party_must_have_signed_with_the_known_key() -> None:
@@ -110,20 +113,23 @@ def test_terms_that_could_not_be_audited_are_refused(change: dict[str, Any]) -> 
         parse_contract(signed)
 
 
+EDITS: list[Callable[[Any], Any]] = [
+    lambda d: d["contract"].update(note="hello"),
+    lambda d: d["contract"]["kinds"][0].update(header_bytes=300),
+    lambda d: d["contract"]["kinds"].append(dict(d["contract"]["kinds"][0], kind="DEVICE_UPDATE", code=9)),
+    lambda d: d["contract"].update(payload_bytes=8000),
+    lambda d: d["contract"].update(schema="echelon/contract/2"),
+    lambda d: d["contract"].update(ring="float64"),
+    lambda d: d["contract"].pop("min_cohort"),
+    lambda d: d["contract"]["boundaries"][0].update(site="hall 3"),
+    lambda d: d["signatures"].pop("lab"),
+    lambda d: d["signatures"].update(stranger="00" * 64),
+    lambda d: d["signatures"].update(lab="00" * 63),
+]
+
+
 def test_unknown_keys_other_kinds_and_other_sizes_are_refused() -> None:
-    for edit in (
-        lambda d: d["contract"].update(note="hello"),
-        lambda d: d["contract"]["kinds"][0].update(header_bytes=300),
-        lambda d: d["contract"]["kinds"].append(dict(d["contract"]["kinds"][0], kind="DEVICE_UPDATE", code=9)),
-        lambda d: d["contract"].update(payload_bytes=8000),
-        lambda d: d["contract"].update(schema="echelon/contract/2"),
-        lambda d: d["contract"].update(ring="float64"),
-        lambda d: d["contract"].pop("min_cohort"),
-        lambda d: d["contract"]["boundaries"][0].update(site="hall 3"),
-        lambda d: d["signatures"].pop("lab"),
-        lambda d: d["signatures"].update(stranger="00" * 64),
-        lambda d: d["signatures"].update(lab="00" * 63),
-    ):
+    for edit in EDITS:
         document = json.loads(CONTENT)
         edit(document)
         with pytest.raises(EchelonError):
@@ -181,10 +187,10 @@ def test_whatever_is_not_canonical_is_refused(content: bytes) -> None:
 
 
 PLAIN = st.recursive(
-    st.integers(-(2**53) + 1, 2**53 - 1) | st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=9),
+    st.integers(-(2**53) + 1, 2**53 - 1)
+    | st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=9),
     lambda inner: (
-        st.lists(inner, max_size=4)
-        | st.dictionaries(st.text("abcXYZ_", max_size=4), inner, max_size=4)
+        st.lists(inner, max_size=4) | st.dictionaries(st.text("abcXYZ_", max_size=4), inner, max_size=4)
     ),
     max_leaves=12,
 )
