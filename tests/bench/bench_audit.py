@@ -21,13 +21,24 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "boundary")]
 
-from audit_runs import NAMES, POLICY_KEYS, Diary, Story, checkpoints_of, private_key, write_contract  # noqa: E402
+from audit_messages import CONTRACT, fuzzed_headers  # noqa: E402
+from audit_runs import (
+    NAMES,
+    POLICY_KEYS,
+    Diary,
+    Story,
+    checkpoints_of,
+    private_key,
+    public_key,
+    write_contract,
+)
 
 from policies.audit.checkpoint import Checkpoint, checkpoint_bytes, sign_checkpoint  # noqa: E402
 from policies.audit.ledger import Ledger  # noqa: E402
 from policies.audit.record import Channel, Kind, encode_record  # noqa: E402
 from policies.audit.verdict import Outcome  # noqa: E402
 from policies.audit.verify import verify_folder  # noqa: E402
+from policies.envelope import EnvelopeRefusedError, decode_header  # noqa: E402
 
 CHECKPOINT_EVERY = 10_000
 BATCH_RECORDS = 256
@@ -129,16 +140,39 @@ def bench_changes(num_changes: int, seed: int = 0) -> dict[str, object]:
     return {"changes": num_changes, "passed": verdicts.pop("pass", 0), "verdicts": verdicts}
 
 
+def bench_fuzz(num_headers: int, seed: int = 0) -> dict[str, object]:
+    """What becomes of headers that nobody honest sent: each is refused with a reason, nothing else happens."""
+    public = {Channel.UP: public_key(NAMES[1], "message"), Channel.DOWN: public_key(NAMES[0], "message")}
+    reasons: dict[str, int] = {}
+    cpu_s = time.process_time()
+    for data, channel in fuzzed_headers(random.Random(seed), num_headers):
+        try:
+            decode_header(data, CONTRACT, public[channel], boundary_id=1, channel=channel)
+        except EnvelopeRefusedError as error:
+            reasons[error.reason] = reasons.get(error.reason, 0) + 1
+        else:
+            reasons["taken"] = reasons.get("taken", 0) + 1
+    cpu_s = time.process_time() - cpu_s
+    return {
+        "headers": sum(reasons.values()),
+        "taken": reasons.pop("taken", 0),
+        "reasons": reasons,
+        "cpu_s": cpu_s,
+    }
+
+
 def main() -> None:
     """Print every figure as one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--records", type=int, default=1_000_000)
     parser.add_argument("--changes", type=int, default=10_000)
+    parser.add_argument("--fuzz", type=int, default=1_000_000)
     given = parser.parse_args()
     figures: dict[str, Callable[[], dict[str, object]]] = {
         "verify": lambda: bench_verify(given.records),
         "append": lambda: bench_append(given.records // 5),
         "single-bit changes": lambda: bench_changes(given.changes),
+        "fuzzed headers": lambda: bench_fuzz(given.fuzz),
     }
     for name, measure in figures.items():
         print(json.dumps({"what": name, **measure()}), flush=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import random
+from collections.abc import Iterator
 
 import numpy as np
-from audit_runs import contract_of_run
+from audit_runs import contract_of_run, private_key
 
 from policies.audit.messages import (
     Abort,
@@ -23,6 +25,7 @@ from policies.audit.messages import (
     WindowState,
 )
 from policies.audit.record import Channel, Kind
+from policies.envelope import encode_header
 
 CONTRACT = contract_of_run()
 PAYLOAD = np.linspace(-1.0, 1.0, CONTRACT.num_values, dtype="<f4").tobytes()
@@ -75,3 +78,30 @@ MESSAGES: list[tuple[Message, Channel]] = [
 
 def address(channel: Channel, sequence: int = 5, boundary_id: int = 1) -> Address:
     return Address(boundary_id=boundary_id, channel=channel, sequence=sequence)
+
+
+def fuzzed_headers(draw: random.Random, count: int) -> Iterator[tuple[bytes, Channel]]:
+    """Random bytes, and changed, cut, lengthened and spliced headers with their channel; none is honest."""
+    senders = {Channel.UP: "clinic", Channel.DOWN: "coordinator"}
+    honest = [
+        (encode_header(message, address(way), CONTRACT, private_key(senders[way], "message")), way)
+        for message, way in MESSAGES
+    ]
+    whole = {header for header, _ in honest}
+    for number in range(count):
+        header, way = draw.choice(honest)
+        data = bytearray(header)
+        match number % 5:
+            case 0:
+                data = bytearray(draw.randbytes(draw.randrange(400)))
+            case 1:
+                data[draw.randrange(len(data))] = draw.randrange(256)
+            case 2:
+                del data[draw.randrange(len(data)) :]
+            case 3:
+                data += draw.randbytes(draw.randrange(1, 40))
+            case _:
+                cut = draw.randrange(len(data))
+                data[cut:] = draw.choice(honest)[0][cut:]
+        if bytes(data) not in whole:
+            yield bytes(data), way

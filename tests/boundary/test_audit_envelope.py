@@ -10,7 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from audit_messages import CONTRACT, DELTA, DIRECTIVE, MESSAGES, PAYLOAD, STATE, STATUS, address
+from audit_messages import (
+    CONTRACT,
+    DELTA,
+    DIRECTIVE,
+    MESSAGES,
+    PAYLOAD,
+    STATE,
+    STATUS,
+    address,
+    fuzzed_headers,
+)
 from audit_runs import private_key, public_key
 from hypothesis import given
 from hypothesis import strategies as st
@@ -232,29 +242,6 @@ def test_no_field_of_any_message_can_hold_text_or_name_a_participant() -> None:
             assert field.type != "str"
             assert not any(word in name for word in ("participant", "device", "host", "name", "text"))
             assert field.type != "bytes" or name.endswith(("_sha256", "_root"))
-
-
-def fuzzed_headers(draw: random.Random, count: int) -> Any:
-    """Random bytes, mutated and spliced headers, each with its channel."""
-    honest = [(encoded(message, channel), channel) for message, channel in MESSAGES]
-    for number in range(count):
-        header, channel = draw.choice(honest)
-        data = bytearray(header)
-        way = number % 5
-        if way == 0:
-            data = bytearray(draw.randbytes(draw.randrange(400)))
-        elif way == 1:
-            data[draw.randrange(len(data))] = draw.randrange(256)
-        elif way == 2:
-            del data[draw.randrange(len(data)) :]
-        elif way == 3:
-            data += draw.randbytes(draw.randrange(1, 40))
-        else:
-            other = draw.choice(honest)[0]
-            cut = draw.randrange(len(data))
-            data = data[:cut] + other[cut:]
-        if bytes(data) not in {whole for whole, _ in honest}:
-            yield bytes(data), channel
 
 
 def test_no_fuzzed_header_is_taken_or_breaks_the_decoder() -> None:

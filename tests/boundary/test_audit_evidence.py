@@ -32,7 +32,7 @@ from policies.errors import InputError
 
 RECORDS = Story(3).diaries[1].records
 NOTES = checkpoints_of(RECORDS, "clinic", [4, 9])
-NUM_CHANGES = 400
+NUM_CHANGES = 300
 
 
 def write_captured_run(folder: Path) -> None:
