@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "boundary")]
 
 from audit_messages import CONTRACT, fuzzed_headers  # noqa: E402
-from audit_runs import (
+from audit_runs import (  # noqa: E402
     NAMES,
     POLICY_KEYS,
     Diary,
@@ -141,7 +141,7 @@ def bench_changes(num_changes: int, seed: int = 0) -> dict[str, object]:
 
 
 def bench_fuzz(num_headers: int, seed: int = 0) -> dict[str, object]:
-    """What becomes of headers that nobody honest sent: each is refused with a reason, nothing else happens."""
+    """What becomes of headers that nobody honest sent: each is refused with a reason."""
     public = {Channel.UP: public_key(NAMES[1], "message"), Channel.DOWN: public_key(NAMES[0], "message")}
     reasons: dict[str, int] = {}
     cpu_s = time.process_time()
