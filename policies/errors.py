@@ -7,7 +7,8 @@ EchelonError                 exit code 1
 ├── ExcessTooLargeError      6   a plan was found, but further from the bound than was asked for
 ├── PolicyRefusedError       7   the policy forbids what was asked for
 ├── AuditFailedError         8   evidence does not hold
-└── ExecutorFailedError      9   a plan could not be carried out
+├── ExecutorFailedError      9   a plan could not be carried out
+└── AuditInconclusiveError  10   evidence is missing for a verdict
 """
 
 from __future__ import annotations
@@ -97,3 +98,9 @@ class ExecutorFailedError(EchelonError):
     """A plan could not be carried out."""
 
     exit_code = 9
+
+
+class AuditInconclusiveError(EchelonError):
+    """The evidence presented for audit is not enough for a verdict."""
+
+    exit_code = 10

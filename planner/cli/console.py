@@ -46,6 +46,7 @@ class ExitCode(IntEnum):
     POLICY_REFUSED = 7
     AUDIT_FAILED = 8
     EXECUTOR_FAILED = 9
+    AUDIT_INCONCLUSIVE = 10
     INTERRUPTED = 130
 
 

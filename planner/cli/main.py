@@ -34,6 +34,7 @@ COMMANDS: tuple[tuple[str, str], ...] = (
     ("show", "Show a plan as text, HTML or SVG."),
     ("launch", "Carry a plan out and compare it with what was predicted."),
     ("pki", "Make and keep the identities, certificates and keys of a run."),
+    ("audit", "Verify, show or export the logs of what crossed a boundary."),
     ("schema", "Print the JSON Schema of a file format."),
     ("doctor", "Check this installation."),
 )

@@ -27,6 +27,7 @@ def test_exit_codes() -> None:
         "POLICY_REFUSED": 7,
         "AUDIT_FAILED": 8,
         "EXECUTOR_FAILED": 9,
+        "AUDIT_INCONCLUSIVE": 10,
         "INTERRUPTED": 130,
     }
 
@@ -45,6 +46,7 @@ def test_every_error_class_ends_in_a_listed_exit_code() -> None:
         "PolicyRefusedError": ExitCode.POLICY_REFUSED,
         "AuditFailedError": ExitCode.AUDIT_FAILED,
         "ExecutorFailedError": ExitCode.EXECUTOR_FAILED,
+        "AuditInconclusiveError": ExitCode.AUDIT_INCONCLUSIVE,
     }
 
 
