@@ -1,4 +1,4 @@
-"""A boundary for tests: an authority, participants with journals in memory, an aggregator, and a way to run windows."""
+"""A boundary for tests: authority, participants with journals in memory, aggregator, and whole windows."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
-from executors.boundary.secagg.aggregator import Aggregator, Phase
+from executors.boundary.secagg.aggregator import Aggregator
 from executors.boundary.secagg.descriptor import Descriptor, Rules
 from executors.boundary.secagg.fixed_point import encode_update
 from executors.boundary.secagg.identity import Certificate, Identity, Trust, certify
 from executors.boundary.secagg.participant import Participant
+from executors.boundary.secagg.reception import Phase
 from executors.boundary.secagg.spool import MemorySpool
 
 LENGTH = 37
@@ -183,7 +184,7 @@ Drops = Mapping[Phase, Iterable[str]]
 
 
 class Run:
-    """A window between honest members and an aggregator, frame by frame, with members lost at the start of phases."""
+    """A window between members and an aggregator, frame by frame; members may be lost as phases begin."""
 
     def __init__(
         self,

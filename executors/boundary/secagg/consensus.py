@@ -59,8 +59,8 @@ def check_survivors(survivors: Sequence[Survivor], seen: Seen) -> None:
 def check_consents(opened: Frame, seen: Seen, view: bytes) -> None:
     """Nothing, where a quorum of members that dealt shares consented to this view.
 
-    Two quorums of more than two thirds share an honest member as long as fewer than a third are dishonest, and an honest
-    member consents once: so there is one view.
+    Two quorums of more than two thirds share an honest member as long as fewer than a third are dishonest,
+    and an honest member consents once: so there is one view.
 
     Raises:
         RefusedError: NO_QUORUM, SIGNATURE_INVALID or FRAME_MALFORMED.

@@ -116,7 +116,7 @@ class Dealing:
     def take(self, entries: Sequence[Dealt]) -> tuple[dict[int, Held], list[int]]:
         """Shares that are what their dealers said, by dealer; and the dealers whose boxes are not.
 
-        A box that was changed on the way and one that was wrong from the start look alike here: neither counts.
+        A box changed on the way and one that was wrong from the start look alike here: neither counts.
         """
         held = {} if self.own is None else {self._seat: self.own}
         wrong = []

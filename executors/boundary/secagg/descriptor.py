@@ -1,7 +1,7 @@
 """The window descriptor: everything about one window that all its members must see alike.
 
-Its digest, the scope, stands in every later message, so a member that was shown another length, ring, clip or cohort
-size than the rest understands none of their messages, nor they its.
+Its digest, the scope, stands in every later message, so a member that was shown another length, ring, clip
+or cohort size than the rest understands none of their messages, nor they its.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Descriptor:
         close_at_uploads: the upload closes at this many; 0 waits for all or for the deadline.
         min_cohort: fewest members whose sum may be released.
         corrupt_permille, drop_permille: what a sparse graph is laid out for.
-        opened_s, deadline_s: seconds of the clock that members and aggregator share; nothing is waited for beyond.
+        opened_s, deadline_s: seconds of a clock that all share; nothing is waited for beyond.
     """
 
     run: str
@@ -172,7 +172,7 @@ def check_sound(descriptor: Descriptor) -> None:
     if d.value_bits < 17:
         raise RefusedError(
             Reason.OVERFLOW_POSSIBLE,
-            f"{d.max_members} members leave {d.value_bits} value bits in a ring of {d.ring_bits}; 17 are needed",
+            f"{d.max_members} members leave {d.value_bits} value bits of {d.ring_bits}; 17 are needed",
             hint="take the ring of 64 bits",
         )
 
@@ -200,12 +200,12 @@ class Rules:
         if (descriptor.run, descriptor.boundary) != (self.run, self.boundary):
             raise RefusedError(
                 Reason.SCOPE_MISMATCH,
-                f"a window of {descriptor.run}/{descriptor.boundary} offered to a member of {self.run}/{self.boundary}",
+                f"a window of {descriptor.run}/{descriptor.boundary}; this is {self.run}/{self.boundary}",
             )
         if descriptor.min_cohort < self.min_cohort:
             raise RefusedError(
                 Reason.COHORT_TOO_SMALL,
-                f"the window would release {descriptor.min_cohort} members' sum; the least here is {self.min_cohort}",
+                f"the window releases sums of {descriptor.min_cohort}; the least is {self.min_cohort}",
             )
         for name in ("length", "ring_bits", "clip_l2", "clip_linf", "weight_max"):
             offered, agreed = getattr(descriptor, name), getattr(self, name)

@@ -1,7 +1,7 @@
 """An update as ring elements, and a sum of them as a weighted mean.
 
-Shapes: N coordinates. A member clips its update x to L2 norm C2, then each coordinate to C, rounds its weight to
-q = rint(w / w_max * V) with V = 2^value_bits - 1, and sends rint(x q / C). So |x q / C| <= V, and
+Shapes: N coordinates. A member clips its update x to L2 norm C2, then each coordinate to C, rounds its
+weight to q = rint(w / w_max * V) with V = 2^value_bits - 1, and sends rint(x q / C). So |x q / C| <= V, and
 
     mean = C * (sum of elements) / (sum of q)
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import isfinite, sqrt
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +39,7 @@ class Aggregate:
     epoch: int
     cohort_size: int
     scale: float
-    sum_N: NDArray[np.signedinteger]
+    sum_N: NDArray[np.signedinteger[Any]]
     weight_sum: float
     num_clipped: int
     clipped_frac: float
@@ -46,14 +47,21 @@ class Aggregate:
 
     def mean(self, start: int = 0, stop: int | None = None) -> NDArray[np.float64]:
         """The weighted mean of the coordinates from `start` to `stop`."""
-        return self.sum_N[start:stop] * self.scale
+        mean_N: NDArray[np.float64] = np.multiply(self.sum_N[start:stop], self.scale, dtype=np.float64)
+        return mean_N
+
+
+def signed_view(total_N: Ring) -> NDArray[np.signedinteger[Any]]:
+    """Ring elements as signed numbers, not copied."""
+    signed_N: NDArray[np.signedinteger[Any]] = total_N.view(np.int32 if total_N.itemsize == 4 else np.int64)
+    return signed_N
 
 
 def encode_update(update_N: NDArray[np.float32], weight: float, descriptor: Descriptor) -> Ring:
     """The update and the extra coordinates as ring elements, unmasked.
 
     Raises:
-        RefusedError: UPDATE_INVALID for another length or type, a value that is not finite, or a weight out of range.
+        RefusedError: UPDATE_INVALID for another length or type, a value not finite, a weight out of range.
     """
     _check_update(update_N, weight, descriptor)
     norm = l2_norm(update_N)
@@ -77,7 +85,7 @@ def _check_update(update_N: NDArray[np.float32], weight: float, descriptor: Desc
     if update_N.dtype != np.float32 or update_N.shape != (descriptor.length,):
         raise RefusedError(
             Reason.UPDATE_INVALID,
-            f"an update of {update_N.dtype} {update_N.shape}; the window takes float32 ({descriptor.length},)",
+            f"an update of {update_N.dtype} {update_N.shape}, not float32 ({descriptor.length},)",
         )
     if not 0 < weight <= descriptor.weight_max:
         raise RefusedError(
@@ -86,7 +94,7 @@ def _check_update(update_N: NDArray[np.float32], weight: float, descriptor: Desc
 
 
 def l2_norm(update_N: NDArray[np.float32]) -> float:
-    """The L2 norm, pieces in single precision and their sum in double; infinite where a value is not finite."""
+    """The L2 norm, pieces in single precision, their sum in double; infinite where a value is not finite."""
     with np.errstate(over="ignore", invalid="ignore"):
         total = sum(float(np.dot(piece, piece)) for piece in _pieces(update_N))
         if not isfinite(total):  # squares beyond single precision
@@ -100,7 +108,7 @@ def _pieces(update_N: NDArray[np.float32]) -> list[NDArray[np.float32]]:
 
 def _fill(element_N: Ring, update_N: NDArray[np.float32], factor: float, bound: float) -> int:
     """Write rint(clip(x * factor, +-bound)); how many coordinates were clipped."""
-    signed_N = element_N.view(np.int32 if element_N.itemsize == 4 else np.int64)
+    signed_N = signed_view(element_N)
     work_N = np.empty(min(_STEP, len(update_N)), dtype=np.float64)
     num_over = 0
     for at, piece_N in enumerate(_pieces(update_N)):
@@ -120,7 +128,7 @@ def decode_sum(total_N: Ring, cohort_size: int, descriptor: Descriptor) -> Aggre
     Raises:
         RefusedError: SUM_ALTERED where the extra sums are impossible for such a cohort.
     """
-    signed_N = total_N.view(np.int32 if total_N.itemsize == 4 else np.int64)
+    signed_N = signed_view(total_N)
     weight_q, num_clipped, over_q, norm_q = (int(value) for value in signed_N[-NUM_EXTRAS:])
     unit = descriptor.value_max
     most = cohort_size * unit

@@ -2,9 +2,9 @@
 
     magic 4 | kind 1 | sender 2 | scope 32 | roster 32 | body length 4 | body | signature 64
 
-Little-endian. `scope` is the digest of the signed window descriptor, `roster` the root of the frozen roster (zeros
-before it is frozen), so that a frame of another run, boundary, epoch or cohort never fits. A CHUNK carries no
-signature of its own: the signed UPLOAD that ends it holds the digest of all of them.
+Little-endian. `scope` is the digest of the signed window descriptor, `roster` the root of the frozen roster
+(zeros before it is frozen), so that a frame of another run, boundary, epoch or cohort never fits. A CHUNK
+carries no signature of its own: the signed UPLOAD that ends it holds the digest of all of them.
 """
 
 from __future__ import annotations
@@ -143,8 +143,8 @@ def decode_frame(
     """The frame that `data` holds exactly, nothing copied but the header.
 
     Raises:
-        RefusedError: FRAME_MALFORMED, FRAME_LENGTH, KIND_UNKNOWN, LIMIT_EXCEEDED or OUT_OF_ORDER (another kind
-            than `expect`).
+        RefusedError: FRAME_MALFORMED, FRAME_LENGTH, KIND_UNKNOWN, LIMIT_EXCEEDED or OUT_OF_ORDER (another
+            kind than `expect`).
     """
     view = memoryview(data).toreadonly()
     if len(view) < HEADER.size:

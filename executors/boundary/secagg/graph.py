@@ -40,9 +40,9 @@ def commit_contribution(contribution: bytes, scope: bytes) -> bytes:
 
 
 def build_graph(roster: Roster, contributions: Sequence[bytes]) -> Graph:
-    """The graph of a roster; `contributions` are every member's randomness in seat order, none in a complete graph.
+    """The graph of a roster, given every member's randomness in seat order (none where it is complete).
 
-    One honest contribution, committed to before the others were opened, makes the permutation uniform for everyone.
+    One honest contribution, committed to before the others were opened, makes the permutation uniform.
     """
     num_members = len(roster.members)
     limits = roster.thresholds
@@ -101,6 +101,6 @@ def check_connected(graph: Graph, present: Set[int]) -> None:
         if inside < limits.window_survivors:
             raise RefusedError(
                 Reason.GRAPH_TOO_THIN,
-                f"only {inside} of {limits.window} neighbouring seats are left; {limits.window_survivors} are needed",
+                f"{inside} of {limits.window} seats in a row are left; {limits.window_survivors} are needed",
             )
         inside += here[(start + limits.window) % size] - here[start]

@@ -1,7 +1,7 @@
 """Who a participant is: an Ed25519 key certified by the boundary's authority.
 
-A certificate says name, trust slot, boundary, key and the epochs it is good for. The slot is what makes cohorts
-honest: one roster holds each slot once, so one owner can't fill a cohort with copies of itself.
+A certificate says name, trust slot, boundary, key and the epochs it is good for. The slot is what makes
+cohorts honest: one roster holds each slot once, so one owner can't fill a cohort with copies of itself.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class Trust:
         if not certificate.first_epoch <= epoch <= certificate.last_epoch:
             raise RefusedError(
                 Reason.CERTIFICATE_INVALID,
-                f"{who} is certified for epochs {certificate.first_epoch} to {certificate.last_epoch}, not {epoch}",
+                f"{who} is certified from {certificate.first_epoch} to {certificate.last_epoch}, not {epoch}",
                 blamed=[who],
             )
         self._check_signature(certificate)

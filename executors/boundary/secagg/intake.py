@@ -1,4 +1,4 @@
-"""Masked vectors coming in: in order, hashed as they come, added to one accumulator once they are whole and signed."""
+"""Masked vectors coming in: in order, hashed as they come, added to the sum once whole and signed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from executors.boundary.secagg.descriptor import Descriptor
 from executors.boundary.secagg.frames import Frame
-from executors.boundary.secagg.masks import Ring, zeros
+from executors.boundary.secagg.masks import Ring, from_bytes_view, zeros
 from executors.boundary.secagg.messages import unpack_upload
 from executors.boundary.secagg.reasons import Reason, RefusedError
 from executors.boundary.secagg.spool import Spool
@@ -79,7 +79,8 @@ class Intake:
         """Add a vector to the sum, where it is whole and what its owner signed.
 
         Raises:
-            RefusedError: MESSAGE_REPEATED, OUT_OF_ORDER where bytes are missing, SURVIVORS_CONTRADICT, DIGEST_MISMATCH.
+            RefusedError: MESSAGE_REPEATED, OUT_OF_ORDER (bytes missing), SURVIVORS_CONTRADICT,
+                DIGEST_MISMATCH.
         """
         if seat in self.done:
             raise RefusedError(Reason.MESSAGE_REPEATED, "this member's vector is in the sum already")
@@ -101,7 +102,7 @@ class Intake:
 
     def _add(self, seat: int) -> None:
         total_N = self.total_N
-        vector_N: Ring = np.frombuffer(self._spool.view(self._key(seat)), dtype=total_N.dtype)
+        vector_N = from_bytes_view(self._spool.view(self._key(seat)), self._descriptor.ring_bits)
         np.add(total_N, vector_N, out=total_N)
 
     def drop_partial(self) -> None:

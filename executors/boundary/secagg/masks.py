@@ -1,12 +1,14 @@
 """Mask streams: AES-256-CTR, added to or taken from a vector of ring elements in place.
 
-Shapes: N coordinates. The counter of a block is its offset in the stream, so a piece anywhere can be masked alone.
+Shapes: N coordinates. The counter of a block is its offset in the stream, so a piece anywhere can be masked
+alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext
@@ -20,7 +22,7 @@ PIECE_BYTES = 1 << 18  # keystream, zeros and vector piece stay in the second-le
 _BLOCK_BYTES = 16
 _ZEROS = bytes(PIECE_BYTES)
 
-Ring = NDArray[np.uint32] | NDArray[np.uint64]
+Ring = NDArray[np.unsignedinteger[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +33,20 @@ class Stream:
     is_added: bool
 
 
-def ring_dtype(ring_bits: int) -> np.dtype[np.uint32] | np.dtype[np.uint64]:
-    """Element type of a ring, little-endian."""
-    return np.dtype("<u4") if ring_bits == 32 else np.dtype("<u8")
+def ring_dtype(ring_bits: int) -> np.dtype[np.unsignedinteger[Any]]:
+    """Element type of a ring; the wire is little-endian, as is every machine that this runs on."""
+    return np.dtype(np.uint32) if ring_bits == 32 else np.dtype(np.uint64)
+
+
+def to_bytes_view(vector_N: Ring) -> memoryview:
+    """The bytes of a vector, not copied."""
+    return vector_N.view(np.uint8).data.toreadonly()
+
+
+def from_bytes_view(data: memoryview, ring_bits: int) -> Ring:
+    """The vector in some bytes, not copied."""
+    vector_N: Ring = np.frombuffer(data, dtype=np.uint32 if ring_bits == 32 else np.uint64)
+    return vector_N
 
 
 def zeros(descriptor: Descriptor) -> Ring:
@@ -44,16 +57,14 @@ def zeros(descriptor: Descriptor) -> Ring:
 def apply_streams(vector_N: Ring, streams: Sequence[Stream], *, first_coordinate: int = 0) -> None:
     """Add or take away every stream, in place, modulo the ring.
 
-    Args:
-        vector_N: coordinates from `first_coordinate` on.
-        first_coordinate: where in the streams the vector begins; a multiple of 16 bytes' worth.
+    `first_coordinate` is where in the streams the vector begins, a multiple of 16 bytes' worth.
     """
     item_bytes = vector_N.itemsize
     offset_bytes = first_coordinate * item_bytes
     assert offset_bytes % _BLOCK_BYTES == 0
     contexts = [(_keystream(stream.key, offset_bytes // _BLOCK_BYTES), stream.is_added) for stream in streams]
     buffer = bytearray(PIECE_BYTES + _BLOCK_BYTES)
-    words_N: Ring = np.frombuffer(buffer, dtype=vector_N.dtype, count=PIECE_BYTES // item_bytes)
+    words_N = from_bytes_view(memoryview(buffer)[:PIECE_BYTES], 8 * item_bytes)
     step = PIECE_BYTES // item_bytes
     zero_view = memoryview(_ZEROS)
     for start in range(0, len(vector_N), step):

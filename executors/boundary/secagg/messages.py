@@ -1,6 +1,7 @@
 """Bodies of the messages with entries: what they hold, packed and unpacked.
 
-The frame decoder has checked sizes already, so a body here is a whole number of entries and no longer than allowed.
+The frame decoder has checked sizes already, so a body here is a whole number of entries and no longer than
+allowed.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from enum import IntEnum
 from hashlib import sha256
+from itertools import pairwise
 
 from executors.boundary.secagg.frames import (
     BOX_BYTES,
@@ -50,7 +52,7 @@ class Dealt:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """The end of an upload: its length, the digest of the members that dealt shares, and the digest of the bytes."""
+    """The end of an upload: its length, who dealt shares (a digest), and the digest of the bytes."""
 
     num_bytes: int
     dealers: bytes
@@ -81,7 +83,7 @@ def check_ascending(seats: Sequence[int], num_members: int, what: str) -> None:
     Raises:
         RefusedError: FRAME_MALFORMED.
     """
-    if any(a >= b for a, b in zip(seats, seats[1:], strict=False)) or (seats and seats[-1] >= num_members):
+    if any(a >= b for a, b in pairwise(seats)) or (seats and seats[-1] >= num_members):
         raise RefusedError(
             Reason.FRAME_MALFORMED,
             f"{what} names seats twice, out of order, or beyond the {num_members} there are",

@@ -1,42 +1,38 @@
 """One participant's half: bytes in, bytes out, with the time, the randomness and the journal handed in.
 
-Whatever the aggregator says is checked against what the roster signed. A refused frame changes nothing. The secrets of a
-window live in memory alone and go with it: after a restart, or once it has revealed, a participant can't answer for that
-window again, and its journal refuses the epoch.
+Whatever the aggregator says is checked against what the roster signed. A refused frame changes nothing. The
+secrets of a window live in memory alone and go with it: after a restart, or once it has revealed, a
+participant can't answer for that window again, and its journal refuses the epoch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from executors.boundary.secagg.consensus import Seen, check_consents, check_survivors
+from executors.boundary.secagg.consensus import check_consents, check_survivors
 from executors.boundary.secagg.contributions import check_contribution, open_contribution
-from executors.boundary.secagg.dealing import Dealing, Held, Secrets, draw_secrets
-from executors.boundary.secagg.descriptor import Descriptor, Rules, open_descriptor
+from executors.boundary.secagg.dealing import Dealing, draw_secrets
+from executors.boundary.secagg.descriptor import open_descriptor
 from executors.boundary.secagg.fixed_point import encode_update
 from executors.boundary.secagg.frames import (
-    AGGREGATOR,
     CONTRIBUTION_FRAME_BYTES,
     NO_DIGEST,
     UNSEATED,
     Frame,
     Kind,
-    check_signature,
     decode_frame,
     encode_frame,
 )
-from executors.boundary.secagg.graph import Graph, build_graph, check_connected, is_sparse
-from executors.boundary.secagg.identity import Identity, Trust
+from executors.boundary.secagg.graph import build_graph, check_connected, is_sparse
 from executors.boundary.secagg.keys import mask_context, pair_key, self_key
 from executors.boundary.secagg.masks import Stream, apply_streams
+from executors.boundary.secagg.membership import Membership, WindowState, check_time
 from executors.boundary.secagg.messages import (
     Secret,
     Share,
-    Survivor,
     dealers_digest,
     pack_dealt,
     pack_shares,
@@ -44,57 +40,14 @@ from executors.boundary.secagg.messages import (
     unpack_survivors,
     view_digest,
 )
-from executors.boundary.secagg.protocol import Journal, RandomBytes, UpdateFate
+from executors.boundary.secagg.protocol import UpdateFate
 from executors.boundary.secagg.reasons import Reason, RefusedError
 from executors.boundary.secagg.roster import Roster, parse_roster
 from executors.boundary.secagg.upload import MaskedUpload
 
 
-@dataclass(slots=True, kw_only=True)
-class _Window:
-    """What a participant knows of the window it is in."""
-
-    descriptor: Descriptor
-    scope: bytes
-    enrolment: bytes
-    secrets: Secrets
-    roster: Roster | None = None
-    seat: int = UNSEATED
-    graph: Graph | None = None
-    dealing: Dealing | None = None
-    dealers: frozenset[int] = frozenset()
-    held: dict[int, Held] = field(default_factory=dict)
-    upload: MaskedUpload | None = None
-    update_key: str | None = None
-    view: bytes | None = None
-    survivors: list[Survivor] = field(default_factory=list)
-
-
-class Participant:
+class Participant(Membership):
     """The state machine of one identity; one window at a time."""
-
-    def __init__(
-        self,
-        *,
-        identity: Identity,
-        trust: Trust,
-        rules: Rules,
-        journal: Journal,
-        random_bytes: RandomBytes,
-        epoch_floor: int = 0,
-    ) -> None:
-        """Be ready for a window.
-
-        Args:
-            epoch_floor: the least epoch still accepted, from a place that is not restored together with the journal.
-        """
-        self._identity, self._trust, self._rules = identity, trust, rules
-        self._journal, self._random_bytes, self._epoch_floor = journal, random_bytes, epoch_floor
-        self._window: _Window | None = None
-        self.fate = UpdateFate.NOT_SENT
-        self.wrong_dealers: tuple[str, ...] = ()
-
-    # what the aggregator may send
 
     def receive(self, frame: bytes, *, now_s: float) -> bytes | None:
         """Take any frame of the aggregator; the answer, if there is one."""
@@ -129,7 +82,7 @@ class Participant:
                 Reason.EPOCH_OLD,
                 f"epoch {opened.epoch} of {name} is offered; up to {highest} all are burnt here",
             )
-        _check_time(opened, now_s)
+        check_time(opened, now_s)
         self._trust.check(self._identity.certificate, epoch=opened.epoch)
         secrets = draw_secrets(self._random_bytes)
         body = self._identity.certificate.to_bytes() + secrets.public_part(scope)
@@ -137,12 +90,12 @@ class Participant:
             Kind.ENROL, sender=UNSEATED, scope=scope, roster=NO_DIGEST, body=body, key=self._identity.key
         )
         self._journal.begin_epoch(name, opened.epoch)
-        self._window = _Window(descriptor=opened, scope=scope, enrolment=enrolment, secrets=secrets)
+        self._window = WindowState(descriptor=opened, scope=scope, enrolment=enrolment, secrets=secrets)
         self.fate = UpdateFate.NOT_SENT
         return enrolment
 
     def prepare(self, frame: bytes, *, now_s: float) -> bytes:
-        """The answer to a ROSTER (SHARES, or a CONTRIBUTION where the graph is sparse) or to CONTRIBUTIONS (SHARES)."""
+        """The answer to a ROSTER (SHARES, in a sparse graph CONTRIBUTION) or to CONTRIBUTIONS (SHARES)."""
         if decode_frame(frame).kind is Kind.ROSTER:
             roster = self._freeze(frame, now_s=now_s)
             if is_sparse(roster.thresholds):
@@ -186,15 +139,14 @@ class Participant:
     ) -> MaskedUpload:
         """The update, clipped, weighted, rounded and masked. Each update is sent in one window only.
 
-        Args:
-            weight: the member's weight times its staleness factor.
-            update_id: names this update for good, whichever window or level of aggregation it is offered to.
+        `weight` is the member's weight times its staleness factor. `update_id` names this update for good,
+        whichever window or level of aggregation it is offered to.
 
         Raises:
             RefusedError: UPDATE_SPENT, UPDATE_INVALID, OUT_OF_ORDER or DEADLINE_PASSED.
         """
         window, roster, _ = self._seated()
-        _check_time(window.descriptor, now_s)
+        check_time(window.descriptor, now_s)
         if not window.held or window.upload is not None or window.view is not None:
             raise RefusedError(
                 Reason.OUT_OF_ORDER, "no shares are held yet, or this window was answered already"
@@ -216,12 +168,10 @@ class Participant:
         return window.upload
 
     def reveal(self, frame: bytes, *, now_s: float) -> bytes:
-        """The answer to SURVIVORS (a CONSENT) or to CONSENTS (the REVEAL, once, and the end of the window)."""
+        """The answer to SURVIVORS (a CONSENT) or to CONSENTS (the REVEAL, once; the window ends with it)."""
         if decode_frame(frame).kind is Kind.SURVIVORS:
             return self._consent(self._open(frame, Kind.SURVIVORS, now_s=now_s))
         return self._reveal(self._open(frame, Kind.CONSENTS, now_s=now_s))
-
-    # steps
 
     def _freeze(self, frame: bytes, *, now_s: float) -> Roster:
         window = self._now()
@@ -312,7 +262,7 @@ class Participant:
         return self._sign(Kind.CONSENT, view)
 
     def _reveal(self, opened: Frame) -> bytes:
-        window, roster, _ = self._seated()
+        window, _, _ = self._seated()
         if window.view is None:
             raise RefusedError(Reason.OUT_OF_ORDER, "consents came before this participant gave its own")
         self._check_quorum(opened)
@@ -339,8 +289,6 @@ class Participant:
             else Share(dealer, Secret.MASK_KEY, held.key_share)
             for dealer, held in sorted(window.held.items())
         ]
-
-    # checks
 
     def _check_cohort(self, present: frozenset[int]) -> None:
         window, roster, graph = self._seated()
@@ -369,70 +317,3 @@ class Participant:
         window = self._now()
         assert window.view is not None
         check_consents(opened, self._seen(), window.view)
-
-    def _check_origin(self, opened: Frame, roster: bytes, *, now_s: float | None) -> None:
-        window = self._now()
-        if opened.scope != window.scope or opened.roster != roster:
-            raise RefusedError(Reason.SCOPE_MISMATCH, f"{opened.kind.name} of another window or roster")
-        if opened.sender != AGGREGATOR:
-            raise RefusedError(Reason.SENDER_UNKNOWN, f"{opened.kind.name} from seat {opened.sender}")
-        check_signature(opened, self._trust.aggregator, who="the aggregator")
-        if now_s is not None:
-            _check_time(window.descriptor, now_s)
-
-    # small things
-
-    def _open(self, data: bytes, kind: Kind, *, now_s: float | None) -> Frame:
-        window = self._now()
-        opened = decode_frame(data, expect=kind, max_members=window.descriptor.max_members)
-        self._check_origin(opened, NO_DIGEST if window.roster is None else window.roster.root, now_s=now_s)
-        return opened
-
-    def _now(self) -> _Window:
-        if self._window is None:
-            raise RefusedError(
-                Reason.EPOCH_BURNT, "this participant is in no window, or has ended its part in it"
-            )
-        return self._window
-
-    def _seated(self) -> tuple[_Window, Roster, Graph]:
-        window = self._now()
-        if window.roster is None or window.graph is None:
-            raise RefusedError(Reason.OUT_OF_ORDER, "the roster is not frozen yet")
-        return window, window.roster, window.graph
-
-    def _seen(self) -> Seen:
-        window, roster, _ = self._seated()
-        return Seen(scope=window.scope, roster=roster, dealers=window.dealers, descriptor=window.descriptor)
-
-    def _sign(self, kind: Kind, body: bytes) -> bytes:
-        window = self._now()
-        root = NO_DIGEST if window.roster is None else window.roster.root
-        return encode_frame(
-            kind, sender=window.seat, scope=window.scope, roster=root, body=body, key=self._identity.key
-        )
-
-    def _epoch_key(self) -> str:
-        descriptor = self._now().descriptor
-        return f"{descriptor.run}/{descriptor.boundary}/{descriptor.epoch}"
-
-    def _free_update(self, update_id: str) -> str:
-        turn = 0
-        while self._journal.seen("update", f"{update_id}#{turn}") is not None:
-            if self._journal.seen("returned", f"{update_id}#{turn}") is None:
-                raise RefusedError(
-                    Reason.UPDATE_SPENT, f"update {update_id} is, or may be, in an earlier aggregate already"
-                )
-            turn += 1
-        return f"{update_id}#{turn}"
-
-    def _burn(self) -> None:
-        self._window = None
-
-
-def _check_time(descriptor: Descriptor, now_s: float) -> None:
-    if now_s > descriptor.deadline_s:
-        raise RefusedError(
-            Reason.DEADLINE_PASSED,
-            f"the window ended {now_s - descriptor.deadline_s:.3f} s ago; nothing more is done for it",
-        )

@@ -26,7 +26,7 @@ from executors.boundary.secagg.shamir import combine_shares, lagrange_at_zero
 
 @dataclass(slots=True, kw_only=True)
 class ShareBook:
-    """Shares as they come in: each is compared with what its dealer published, and wrong ones are not counted."""
+    """Shares as they come in: each is compared with what its dealer published; wrong ones do not count."""
 
     roster: Roster
     graph: Graph
@@ -109,7 +109,7 @@ def leftover_streams(
     survivors: frozenset[int],
     secrets: Mapping[int, bytes],
 ) -> list[Stream]:
-    """What takes every leftover mask out of the sum of the survivors' vectors: self masks, and those of lost pairs."""
+    """What takes the leftover masks out of the survivors' sum: self masks, and those of lost pairs."""
     context = mask_context(scope, roster.root, dealers_digest(dealers))
     streams = [
         Stream(self_key(secrets[seat], context=context, seat=seat), False) for seat in sorted(survivors)

@@ -97,7 +97,7 @@ def parse_enrolment(data: bytes, *, scope: bytes, epoch: int, trust: Trust) -> M
     """The member that a signed ENROL frame describes.
 
     Raises:
-        RefusedError: SCOPE_MISMATCH, CERTIFICATE_INVALID, SENDER_REVOKED, SIGNATURE_INVALID or a frame reason.
+        RefusedError: SCOPE_MISMATCH, CERTIFICATE_INVALID, SENDER_REVOKED, SIGNATURE_INVALID, ...
     """
     frame: Frame = decode_frame(data, expect=Kind.ENROL)
     if frame.scope != scope:

@@ -1,7 +1,7 @@
 """Shares of a 32-byte secret: points of a random polynomial over the integers modulo 2^521 - 1.
 
-Any `threshold` shares give the secret, fewer give nothing (Shamir, How to share a secret, 1979). The whole secret
-is one field element, so one polynomial serves it. Share x belongs to the member in seat x - 1.
+Any `threshold` shares give the secret, fewer give nothing (Shamir, How to share a secret, 1979). The whole
+secret is one field element, so one polynomial serves it. Share x belongs to the member in seat x - 1.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Where the aggregator keeps masked vectors while they arrive, and afterwards for the audit inside the boundary.
+"""Where masked vectors wait while they arrive, and stay for the audit inside the boundary.
 
-A vector that never becomes whole must not touch the sum, so it waits here. In memory for one sender at a time and for
-tests; in files for services, where it also survives a broken link.
+A vector that never becomes whole must not touch the sum, so it waits here. In memory for one sender at a
+time and for tests; in files for services, where it also survives a broken link.
 """
 
 from __future__ import annotations

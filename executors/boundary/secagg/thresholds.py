@@ -1,18 +1,19 @@
 """How many members must stay, and how dense the graph must be.
 
-Up to 64 members everyone is everyone's neighbour and t = floor(2n/3) + 1, so with at most n/3 dishonest members no two
-sets of t share only dishonest ones (Bonawitz et al., 2017, section 6). Above, neighbours are the k/2 next seats on
-either side of a jointly random ring, and (k, t, s) is the sparsest choice for which, over the random permutation, by a
-union bound over members or windows of k/2 seats,
+Up to 64 members everyone is everyone's neighbour and t = floor(2n/3) + 1, so with at most n/3 dishonest
+members no two sets of t share only dishonest ones (Bonawitz et al., 2017, section 6). Above, neighbours are
+the k/2 next seats on either side of a jointly random ring, and (k, t, s) is the sparsest choice for which,
+over the random permutation, by a union bound over members or windows of k/2 seats,
 
-    privacy       n P[corrupt neighbours >= 2t - k - 1]        <= 2^-41   no member's two secrets can both be gathered
-    connection    n P[corrupt seats in a window >= s]          <= 2^-41   s survivors in every window leave one honest
-    delivery      n P[lost neighbours > k - t]                 <= 2^-20   t holders of every secret remain
-    passage       n P[lost seats in a window > k/2 - s]        <= 2^-20   every window keeps s survivors
+    privacy     n P[corrupt neighbours >= 2t - k - 1]   <= 2^-41   nobody's two secrets can both be gathered
+    connection  n P[corrupt seats in a window >= s]     <= 2^-41   one of s survivors in a window is honest
+    delivery    n P[lost neighbours > k - t]            <= 2^-20   t holders of every secret remain
+    passage     n P[lost seats in a window > k/2 - s]   <= 2^-20   every window keeps s survivors
 
-with hypergeometric tails, computed in whole numbers. One honest survivor in every window of k/2 seats makes the honest
-survivors one connected graph, since neighbours on the ring are then at most k/2 seats apart (the Harary graph argument
-of Bell et al., 2020). Where nothing sparser than the complete graph will do, the complete graph is taken.
+with hypergeometric tails, computed in whole numbers. One honest survivor in every window of k/2 seats makes
+the honest survivors one connected graph, since neighbours on the ring are then at most k/2 seats apart (the
+Harary graph argument of Bell et al., 2020). Where nothing sparser than the complete graph will do, the
+complete graph is taken.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def _sparse(num_members: int, degree: int, corrupt: int, lost: int) -> tuple[int
 
 
 def _reach(population: int, marked: int, drawn: int, times: int, bits: int) -> int:
-    """The least r with times x P[more than r of `drawn` seats are marked] <= 2^-bits, seats drawn from `population`."""
+    """The least r with times x P[more than r of the `drawn` seats are marked] <= 2^-bits."""
     total = comb(population, drawn)
     above = 0
     for hit in range(min(marked, drawn), -1, -1):

@@ -11,7 +11,7 @@ import numpy as np
 from executors.boundary.secagg.consensus import Seen, check_consents, check_survivors, member_frame
 from executors.boundary.secagg.frames import Kind
 from executors.boundary.secagg.graph import Graph
-from executors.boundary.secagg.masks import Ring, apply_streams, zeros
+from executors.boundary.secagg.masks import apply_streams, from_bytes_view, to_bytes_view, zeros
 from executors.boundary.secagg.messages import (
     Secret,
     dealers_digest,
@@ -41,9 +41,10 @@ class Transcript:
 
 
 def verify_sum(transcript: Transcript, sum_digest: bytes, read_masked: Callable[[int], memoryview]) -> None:
-    """Nothing, where the released sum is that of the survivors' signed vectors, less the masks that were opened.
+    """Nothing, where the released sum is that of the survivors' signed vectors, less the opened masks.
 
     Args:
+        transcript: the window as it ended.
         sum_digest: SHA-256 of the released ring elements, extra coordinates included.
         read_masked: the kept masked bytes of a seat.
 
@@ -66,7 +67,7 @@ def verify_sum(transcript: Transcript, sum_digest: bytes, read_masked: Callable[
         if sha256(data).digest() != survivor.digest:
             name = seen.roster.members[survivor.seat].name
             raise RefusedError(Reason.DIGEST_MISMATCH, f"the kept vector of {name} is not the one it signed")
-        vector_N: Ring = np.frombuffer(data, dtype=total_N.dtype)
+        vector_N = from_bytes_view(data, seen.descriptor.ring_bits)
         np.add(total_N, vector_N, out=total_N)
     streams = leftover_streams(
         roster=seen.roster,
@@ -77,7 +78,7 @@ def verify_sum(transcript: Transcript, sum_digest: bytes, read_masked: Callable[
         secrets=transcript.secrets,
     )
     apply_streams(total_N, streams)
-    if sha256(memoryview(total_N).cast("B")).digest() != sum_digest:
+    if sha256(to_bytes_view(total_N)).digest() != sum_digest:
         raise RefusedError(
             Reason.SUM_ALTERED, "the released sum is not that of the vectors its cohort signed"
         )

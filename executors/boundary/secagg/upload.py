@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator
 from hashlib import sha256
 
 from executors.boundary.secagg.frames import encode_chunk
-from executors.boundary.secagg.masks import Ring
+from executors.boundary.secagg.masks import Ring, to_bytes_view
 from executors.boundary.secagg.messages import Upload, pack_upload
 
 CHUNK_BYTES = 1 << 19
 
 
 class MaskedUpload:
-    """The bytes of one masked vector. They are never computed again, so a resumed link can't show two maskings."""
+    """The bytes of one masked vector, never computed again: a resumed link can't show two maskings."""
 
     def __init__(
         self,
@@ -26,7 +26,7 @@ class MaskedUpload:
         sign: Callable[[bytes], bytes],
     ) -> None:
         """Take over the vector; `sign` makes the UPLOAD frame of a body."""
-        self._bytes = memoryview(vector_N).cast("B").toreadonly()
+        self._bytes = to_bytes_view(vector_N)
         self._seat, self._scope, self._roster = seat, scope, roster
         self._dealers, self._sign = dealers, sign
         self._digest: bytes | None = None
