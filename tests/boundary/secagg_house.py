@@ -94,8 +94,16 @@ class House:
         self.descriptor = Descriptor(**{**values, **fields})
         self.journals = {name: MemoryJournal() for name in self.names}
         self.aggregator_journal = MemoryJournal()
+        self._trust: Trust | None = None
 
     def trust(self, **fields: Any) -> Trust:
+        """One for all unless fields differ, so that certificates are verified once and tests stay quick."""
+        if not fields and self._trust is not None:
+            return self._trust
+        self._trust = None if fields else self._make_trust()
+        return self._make_trust(**fields) if self._trust is None else self._trust
+
+    def _make_trust(self, **fields: Any) -> Trust:
         return Trust(
             boundary=self.boundary,
             authority=self.authority.public_key(),

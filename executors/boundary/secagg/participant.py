@@ -57,7 +57,7 @@ class Participant(Membership):
         if kind in (Kind.ROSTER, Kind.CONTRIBUTIONS):
             return self.prepare(frame, now_s=now_s)
         if kind in (Kind.SURVIVORS, Kind.CONSENTS):
-            return self.reveal(frame, now_s=now_s)
+            return self.reveal(frame, now_s=now_s) or None
         if kind is Kind.INBOX:
             self.take_shares(frame, now_s=now_s)
         elif kind is Kind.ABORT:
@@ -168,7 +168,10 @@ class Participant(Membership):
         return window.upload
 
     def reveal(self, frame: bytes, *, now_s: float) -> bytes:
-        """The answer to SURVIVORS (a CONSENT) or to CONSENTS (the REVEAL, once; the window ends with it)."""
+        """The answer to SURVIVORS (a CONSENT) or to CONSENTS (the REVEAL, once; the window ends with it).
+
+        It is empty where the members agreed that nobody survives: nothing is opened then, and updates come back.
+        """
         if decode_frame(frame).kind is Kind.SURVIVORS:
             return self._consent(self._open(frame, Kind.SURVIVORS, now_s=now_s))
         return self._reveal(self._open(frame, Kind.CONSENTS, now_s=now_s))
@@ -274,7 +277,7 @@ class Participant(Membership):
             assert window.update_key is not None
             self._journal.record("returned", window.update_key, window.view)
             self.fate = UpdateFate.RETURNED
-        answer = self._sign(Kind.REVEAL, body)
+        answer = self._sign(Kind.REVEAL, body) if present else b""
         self._burn()
         return answer
 
