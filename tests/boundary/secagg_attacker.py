@@ -1,4 +1,4 @@
-"""An aggregator that lies: it holds the aggregator's key, keeps every masked vector, and forges what it likes."""
+"""A lying aggregator: it has the aggregator's key, keeps every masked vector, and forges what it likes."""
 
 from __future__ import annotations
 

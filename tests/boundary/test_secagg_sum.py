@@ -1,4 +1,4 @@
-"""The sum is exact whoever is lost and whenever; where too few are left there is no sum, and the missing are named."""
+"""The sum is exact whoever is lost and whenever; where too few are left, there is none, and it says who."""
 
 from __future__ import annotations
 
