@@ -34,8 +34,14 @@ UNPACK: dict[Kind, Any] = {
 
 def golden_frames() -> list[bytes]:
     """Every kind of frame of one window."""
-    house, seen = House(5), []
-    run = Run(house, change=lambda _name, frame: seen.append(frame) or frame)  # type: ignore[func-returns-value]
+    house = House(5)
+    seen: list[bytes] = []
+
+    def keep(_name: str, frame: bytes) -> bytes:
+        seen.append(frame)
+        return frame
+
+    run = Run(house, change=keep)
     while not seen or run.aggregator.phase < 6:
         run.step()
         seen += [frame for _, frame in run.inbox]
@@ -44,7 +50,7 @@ def golden_frames() -> list[bytes]:
 
 
 def mutate(frame: bytes, rng: random.Random) -> bytes:
-    """A frame with bits flipped, bytes cut, added or repeated, or its header's numbers set to extremes."""
+    """A frame with bits flipped, bytes cut or added, or its header's numbers set to extremes."""
     bent = bytearray(frame)
     for _ in range(rng.choice((1, 1, 1, 2, 5))):
         how = rng.randrange(6)

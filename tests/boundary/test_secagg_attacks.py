@@ -278,7 +278,7 @@ def differenced(kind: type[Participant], *, second_boundary: str) -> tuple[House
     """The same updates summed with and without the victim; the difference."""
     house = House(5)
     journals = house.journals
-    totals = []
+    totals: list[NDArray[Any]] = []
     for boundary, names in (
         ("ward", house.names),
         (second_boundary, [n for n in house.names if n != VICTIM]),

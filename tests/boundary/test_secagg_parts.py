@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from collections import Counter
 from hashlib import sha256
-from itertools import combinations
 from math import comb
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,9 +69,10 @@ def test_masks_of_distinct_seeds_never_collide_and_their_bytes_are_uniform() -> 
 
 
 def test_every_part_of_the_context_changes_the_key() -> None:
-    base = {"context": bytes(32), "purpose": "pair", "first": 1, "second": 2}
-    changes = [{"context": b"\1" * 32}, {"purpose": "self"}, {"purpose": "box"}, {"first": 2}, {"second": 3}]
-    keys = {derive_key(bytes(32), **{**base, **change}) for change in [{}, *changes]}  # type: ignore[arg-type]
+    base: dict[str, Any] = {"context": bytes(32), "purpose": "pair", "first": 1, "second": 2}
+    changes: list[dict[str, Any]] = [{"context": b"\1" * 32}, {"purpose": "self"}, {"purpose": "box"}]
+    changes += [{"first": 2}, {"second": 3}]
+    keys = {derive_key(bytes(32), **{**base, **change}) for change in [{}, *changes]}
     assert len(keys) == len(changes) + 1
 
 
@@ -123,7 +124,7 @@ def test_a_wrong_share_is_blamed_and_another_one_is_used() -> None:
         if name != "p004" or opened.kind is not Kind.REVEAL:
             return frame
         entries = [Share(seat, Secret.SELF_SEED, b"\7" * 66) for seat in range(5)]
-        return run.members["p004"].__class__ and resign(run, name, pack_shares(entries))
+        return resign(run, name, pack_shares(entries))
 
     run = Run(house, change=bend).until(Phase.REVEALING)
     run.inbox.sort(key=lambda item: item[0] != "p004")
@@ -320,7 +321,10 @@ def test_bent_frames_never_change_a_state_machine() -> None:
     frames = golden_frames()
     while run.aggregator.phase < Phase.READY:
         for _ in range(25):
-            bent = mutate(rng.choice([*frames, *(frame for _, frame in run.inbox)]), rng)
+            whole = rng.choice([*frames, *(frame for _, frame in run.inbox)])
+            bent = mutate(whole, rng)
+            if bent == whole:
+                continue
             with pytest.raises(RefusedError):
                 run.aggregator.receive(bent, sender=rng.choice(house.names), now_s=run.now_s)
             with pytest.raises(RefusedError):
@@ -350,4 +354,9 @@ def test_spools_give_back_what_came(tmp_path: Path) -> None:
         spool.drop("a")
         spool.append("a", b"9")
         assert (bytes(spool.view("a")), bytes(spool.view("b"))) == (b"9", b"xy")
-    assert len(list(combinations("ab", 2))) == 1
+        spool.close()
+    kept = FileSpool(tmp_path, keep=True)
+    kept.append("c", b"77")
+    kept.drop("c")
+    assert bytes(kept.view("c")) == b"77"
+    kept.close()

@@ -131,7 +131,7 @@ def test_a_late_member_keeps_its_update() -> None:
     with pytest.raises(RefusedError) as caught:
         run.send("p002", next(iter(masked.chunks())))
     assert caught.value.reason is Reason.OUT_OF_ORDER
-    assert late.fate is UpdateFate.SPENT
+    assert run.members["p002"].fate is UpdateFate.SPENT
     run.finish()
     assert late.fate is UpdateFate.RETURNED
     assert run.aggregator.combine().cohort_size == 6

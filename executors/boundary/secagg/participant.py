@@ -168,7 +168,7 @@ class Participant(Membership):
         return window.upload
 
     def reveal(self, frame: bytes, *, now_s: float) -> bytes:
-        """The answer to SURVIVORS (a CONSENT) or to CONSENTS (the REVEAL, once; the window ends with it).
+        """The answer to SURVIVORS (a CONSENT) or to CONSENTS (the REVEAL, once, which ends the window).
 
         It is empty where the members agreed that nobody survives: nothing is opened then, and updates come back.
         """

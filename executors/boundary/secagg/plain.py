@@ -1,4 +1,4 @@
-"""PLAIN AVERAGING, FOR TESTS ONLY: the aggregator sees every participant's update. Nothing here hides anything.
+"""PLAIN AVERAGING, FOR TESTS ONLY: the aggregator sees every single update. Nothing here hides anything.
 
 It computes what a masked window computes, on the same ring elements, so that a test can compare the two.
 """

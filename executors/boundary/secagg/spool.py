@@ -7,6 +7,7 @@ time and for tests; in files for services, where it also survives a broken link.
 from __future__ import annotations
 
 import mmap
+import os
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -22,6 +23,9 @@ class Spool(Protocol):
 
     def drop(self, key: str) -> None:
         """Forget a key, known or not."""
+
+    def close(self) -> None:
+        """Let go of everything that is open; what is kept stays kept."""
 
 
 class MemorySpool:
@@ -51,6 +55,9 @@ class MemorySpool:
         if not self._keep and key in self._parts:
             self._free.append(self._parts.pop(key)[0])
 
+    def close(self) -> None:
+        """Nothing is open."""
+
 
 class FileSpool:
     """One file for each vector in a folder; read through the page cache."""
@@ -62,7 +69,7 @@ class FileSpool:
 
     def _file(self, key: str) -> IO[bytes]:
         if key not in self._open:
-            self._open[key] = (self._folder / f"{key}.masked").open("w+b", buffering=0)
+            self._open[key] = (self._folder / f"{key}.masked").open("a+b", buffering=0)
         return self._open[key]
 
     def append(self, key: str, data: bytes | memoryview) -> None:
@@ -74,7 +81,7 @@ class FileSpool:
     def view(self, key: str) -> memoryview:
         """All bytes so far."""
         file = self._file(key)
-        if file.tell() == 0:
+        if os.fstat(file.fileno()).st_size == 0:
             return memoryview(b"")
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
@@ -85,3 +92,9 @@ class FileSpool:
             file.close()
         if not self._keep:
             (self._folder / f"{key}.masked").unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Close every file."""
+        for file in self._open.values():
+            file.close()
+        self._open.clear()
