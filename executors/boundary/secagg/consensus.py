@@ -20,6 +20,7 @@ class Seen:
     roster: Roster
     dealers: frozenset[int]
     descriptor: Descriptor
+    own: int | None = None  # a member's own seat, whose signatures it need not verify
 
 
 def member_frame(kind: Kind, *, seat: int, seen: Seen, body: bytes, signature: bytes) -> Frame:
@@ -47,6 +48,8 @@ def check_survivors(survivors: Sequence[Survivor], seen: Seen) -> None:
         )
     dealers = dealers_digest(seen.dealers)
     for survivor in survivors:
+        if survivor.seat == seen.own:
+            continue
         upload = Upload(seen.descriptor.num_bytes, dealers, survivor.digest)
         frame = member_frame(
             Kind.UPLOAD, seat=survivor.seat, seen=seen, body=pack_upload(upload), signature=survivor.signature
@@ -73,6 +76,8 @@ def check_consents(opened: Frame, seen: Seen, view: bytes) -> None:
             Reason.NO_QUORUM,
             f"{len(counted)} consents to the survivor set; {quorum} are needed before anything opens",
         )
-    for seat, signature in counted[:quorum]:
+    for seat, signature in sorted(counted, key=lambda consent: consent[0] != seen.own)[:quorum]:
+        if seat == seen.own:
+            continue
         frame = member_frame(Kind.CONSENT, seat=seat, seen=seen, body=view, signature=signature)
         check_signature(frame, seen.roster.verifiers[seat], who=seen.roster.members[seat].name)

@@ -102,7 +102,13 @@ class Membership:
 
     def _seen(self) -> Seen:
         window, roster, _ = self._seated()
-        return Seen(scope=window.scope, roster=roster, dealers=window.dealers, descriptor=window.descriptor)
+        return Seen(
+            scope=window.scope,
+            roster=roster,
+            dealers=window.dealers,
+            descriptor=window.descriptor,
+            own=window.seat,
+        )
 
     def _sign(self, kind: Kind, body: bytes) -> bytes:
         window = self._now()

@@ -61,6 +61,8 @@ class Participant(Membership):
         if kind is Kind.INBOX:
             self.take_shares(frame, now_s=now_s)
         elif kind is Kind.ABORT:
+            if self._window is None:  # its part ended before the window did
+                return None
             self._open(frame, Kind.ABORT, now_s=None)
             self._window = None
         else:
@@ -170,7 +172,7 @@ class Participant(Membership):
     def reveal(self, frame: bytes, *, now_s: float) -> bytes:
         """The answer to SURVIVORS (a CONSENT) or to CONSENTS (the REVEAL, once, which ends the window).
 
-        It is empty where the members agreed that nobody survives: nothing is opened then, and updates come back.
+        It is empty where the members agreed that nobody survives: nothing opens, and updates come back.
         """
         if decode_frame(frame).kind is Kind.SURVIVORS:
             return self._consent(self._open(frame, Kind.SURVIVORS, now_s=now_s))
