@@ -1,8 +1,8 @@
 """Secure aggregation, measured: CPU seconds of one core, bytes up, memory, and a million bent frames.
 
 Run it as a program: `python tests/bench/bench_secagg.py [--quick]`. Every figure is the median of the runs,
-with the least and the greatest beside it; the first line says what the machine did alone at that moment. Members
-know each other's certificates from an earlier window; a first one costs one more signature check per member.
+with the least and the greatest beside it; the first line says what the machine did alone then. Members know
+each other's certificates from an earlier window; a first one costs one more signature check per member.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

@@ -109,6 +109,24 @@ def test_02_with_thresholds_of_a_half_the_victims_update_comes_out(monkeypatch: 
     assert np.array_equal(attack.open_with_both(VICTIM), own_vector(attack.house, VICTIM))
 
 
+def test_02_survivors_come_with_what_they_signed_and_never_grow() -> None:
+    house = House(6)
+    attack = LyingAggregator(house, house.participants())
+    done = attack.aggregator._intake.done
+    seat = attack.seat("p004")
+    digest, signature = done[seat]
+    done[seat] = (bytes(32), signature)
+    error = refused(
+        Reason.SIGNATURE_INVALID, attack.members["p000"].reveal, attack.survivors(house.names), now_s=1.0
+    )
+    assert error.blamed == ("p004",)
+    done[seat] = (digest, signature)
+    window = attack.members["p000"]._window
+    assert window is not None
+    window.dealers = window.dealers - {seat}
+    refused(Reason.SURVIVORS_GREW, attack.members["p000"].reveal, attack.survivors(house.names), now_s=1.0)
+
+
 # 3. reveal twice, or after a restore
 
 

@@ -115,7 +115,8 @@ def _fill(element_N: Ring, update_N: NDArray[np.float32], factor: float, bound: 
     for at, piece_N in enumerate(_pieces(update_N)):
         scaled_N = work_N[: len(piece_N)]
         np.multiply(piece_N, factor, out=scaled_N, dtype=np.float64)
-        if max(scaled_N.max(), -scaled_N.min()) > bound:
+        # extremes in single precision cost half; what is half a unit below the bound rounds within it
+        if max(float(piece_N.max()), -float(piece_N.min())) * factor > bound - 0.5:
             num_over += int(np.count_nonzero(np.abs(scaled_N) > bound * (1 + 1e-12)))
             np.clip(scaled_N, -bound, bound, out=scaled_N)
         np.rint(scaled_N, out=scaled_N)
