@@ -176,6 +176,61 @@ def test_a_box_changed_on_the_way_does_not_count() -> None:
     assert set(caught.value.blamed) == {house_name(run, 0), house_name(run, 1)}
 
 
+def test_a_share_that_is_not_what_its_dealer_published_does_not_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from executors.boundary.secagg import dealing
+
+    run = Run(House(6)).until(Phase.SHARING)
+    cheat = run.members["p003"]
+    true = dealing.share_digests
+
+    def other_digests(*args: Any, **kwargs: Any) -> tuple[bytes, bytes]:
+        return true(*args, **kwargs)[0], bytes(32)
+
+    waiting = run.inbox
+    run.inbox = [(name, frame) for name, frame in waiting if name == "p003"]
+    monkeypatch.setattr(dealing, "share_digests", other_digests)
+    run.deliver()
+    monkeypatch.undo()
+    assert cheat._window is not None
+    run.inbox = [(name, frame) for name, frame in waiting if name != "p003"]
+    run.until(Phase.CONSENTING)
+    assert all(member.wrong_dealers == ("p003",) for name, member in run.members.items() if name != "p003")
+
+
+def test_a_roster_with_a_slot_twice_is_refused_by_its_members() -> None:
+    from dataclasses import replace
+
+    from executors.boundary.secagg.roster import freeze_roster
+
+    house = House(4)
+    run = Run(house).until(Phase.SHARING)
+    assert run.aggregator.roster is not None
+    members = list(run.aggregator.roster.members)
+    members[1] = replace(members[1], certificate=replace(members[1].certificate, slot="slot-p000"))
+    members[0] = replace(members[0], certificate=replace(members[0].certificate, slot="slot-p000"))
+    with pytest.raises(RefusedError) as caught:
+        freeze_roster(members, house.descriptor)
+    assert caught.value.reason is Reason.MEMBER_REPEATED
+
+
+def test_bytes_other_than_the_signed_ones_never_reach_the_sum() -> None:
+    house = House(4)
+
+    def bend(name: str, frame: bytes) -> bytes:
+        is_chunk = decode_frame(frame).kind is Kind.CHUNK
+        return frame[:-1] + bytes([frame[-1] ^ 1]) if is_chunk and name == "p001" else frame
+
+    run = Run(house, change=bend).until(Phase.UPLOADING)
+    run.inbox.sort(key=lambda item: item[0] == "p001")
+    with pytest.raises(RefusedError) as caught:
+        run.deliver()
+    assert caught.value.reason is Reason.DIGEST_MISMATCH
+    assert len(run.aggregator._intake.done) == 3
+    assert run.aggregator.received_bytes("p001") == 0
+
+
 def house_name(run: Run, seat: int) -> str:
     assert run.aggregator.roster is not None
     return run.aggregator.roster.members[seat].name
