@@ -1,0 +1,1 @@
+"""Secure aggregation inside one boundary: state machines over bytes, no input or output of their own."""
