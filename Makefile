@@ -1,6 +1,6 @@
 # Set-up is part of every target: a fresh clone needs only Python 3.11+, make and git.
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint format clean environment-demo environment-dev
+.PHONY: help demo test bench bench-contest bench-secagg lint format clean environment-demo environment-dev
 
 PYTHON := .venv/bin/python
 ECHELON := .venv/bin/echelon
@@ -31,6 +31,12 @@ test: lint  ## environment, lint, types, layers and the whole test suite
 
 bench: environment-dev  ## print the benchmark tables (takes long)
 	$(PYTHON) tests/bench/run_all.py
+
+bench-contest: environment-dev  ## compare sync policies in virtual time on a small language model (about an hour)
+	$(PYTHON) tests/bench/bench_contest.py
+
+bench-secagg: environment-dev  ## CPU seconds, memory and bytes of secure aggregation
+	$(PYTHON) tests/bench/bench_secagg.py
 
 lint: environment-dev  ## ruff, mypy --strict and the import layers
 	$(PYTHON) -m ruff check .
