@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from policies.audit.checkpoint import Checkpoint, sign_checkpoint
 from policies.audit.ledger import Ledger, iter_records
 from policies.audit.messages import Address, Message
-from policies.audit.record import Channel, Kind, RecordType, decode_record, encode_record
+from policies.audit.record import Channel, Kind, Record, RecordType, decode_record, encode_record
 from policies.contract import Contract
 from policies.envelope import (
     EnvelopeRefusedError,
@@ -90,7 +90,7 @@ class Guard:
         header = encode_header(message, address, self._contract, self._message_key)
         require_payload(message, payload, self._contract)
         self._require_one_release(way, message)
-        self._log(message, address, header)
+        self._log(record_of(message, address, header, self._contract, owner_id=self._owner_id))
         return Cleared(header=header, payload=payload)
 
     def take_in(
@@ -118,7 +118,7 @@ class Guard:
                 Refusal.SENDER, f"message {address.sequence} came, {count.next_sequence} is the next"
             )
         self._require_one_release(way, message)
-        self._log(message, address, header)
+        self._log(record)
         return message
 
     def checkpoint(self, *, closes: bool = False) -> Checkpoint:
@@ -146,8 +146,7 @@ class Guard:
         """Let go of the log."""
         self._ledger.close()
 
-    def _log(self, message: Message, address: Address, header: bytes) -> None:
-        record = record_of(message, address, header, self._contract, owner_id=self._owner_id)
+    def _log(self, record: Record) -> None:
         content = encode_record(record)
         self._ledger.append(content)
         self._ledger.commit()

@@ -15,13 +15,12 @@ import numpy as np
 
 from executors.profiling.layer_clock import LayerClock
 from executors.profiling.spans import BOTH, LayerSpans
-from executors.training.clock import Kind
+from executors.training.clock import AFTER_PASSES
 
 NUM_KEPT = 8
 EVERY = 4
 """One step in so many is watched, from the third on: watching takes about a hundredth of a small step."""
 FIRST = 2
-AFTER_PASSES = (Kind.OPTIMISER, Kind.SYNC)
 CPU = 1
 
 

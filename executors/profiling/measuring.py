@@ -24,14 +24,13 @@ from executors.profiling.sizes import layer_bytes
 from executors.profiling.spans import LayerSpans, best_steps
 from executors.profiling.waiting import Waiting
 from executors.training.chain import Chain
-from executors.training.clock import Kind
+from executors.training.clock import AFTER_PASSES, Kind
 from executors.training.model_spec import ModelSpec
 from planner.execution import DEEPSPEED, TORCH
 from planner.training import TrainingJob
 
 LEARNING_RATE = 1e-5
 NUM_BATCHES = 8
-AFTER_PASSES = (Kind.OPTIMISER, Kind.SYNC)
 
 
 @dataclass(frozen=True, kw_only=True)

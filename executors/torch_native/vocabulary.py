@@ -28,6 +28,7 @@ class _CutCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits_NW: torch.Tensor, label_N: torch.Tensor, group: Group) -> torch.Tensor:
+        """Loss of each row; logits are cut by words over the group, labels are whole."""
         exact_NW = logits_NW.float()
         largest_N = exact_NW.amax(dim=1)
         dist.all_reduce(largest_N, op=dist.ReduceOp.MAX, group=group)

@@ -22,6 +22,10 @@ class Kind(StrEnum):
     OPTIMISER = "optimiser"
 
 
+AFTER_PASSES = (Kind.OPTIMISER, Kind.SYNC)
+"""What a step does once, behind its passes."""
+
+
 @dataclass(slots=True)
 class Spent:
     """Seconds of a kind of work: on the wall clock, and of this thread's CPU time."""

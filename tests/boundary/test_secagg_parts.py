@@ -31,10 +31,10 @@ from executors.boundary.secagg.messages import Secret, Share, pack_shares
 from executors.boundary.secagg.plain import LABEL, average_unprotected
 from executors.boundary.secagg.reasons import AbortedError, Reason, RefusedError
 from executors.boundary.secagg.reception import Phase
-from executors.boundary.secagg.roster import merkle_root
 from executors.boundary.secagg.shamir import PRIME, combine_shares, lagrange_at_zero, split_secret
 from executors.boundary.secagg.spool import FileSpool, MemorySpool
 from executors.boundary.secagg.thresholds import thresholds
+from policies.audit.tree import root_of
 
 # masks
 
@@ -308,7 +308,7 @@ def test_the_merkle_root_is_that_of_the_recursive_definition() -> None:
         return sha256(b"\1" + root(leaves[:half]) + root(leaves[half:])).digest()
 
     leaves = [bytes([i]) * 3 for i in range(70)]
-    assert all(merkle_root(leaves[:n]) == root(leaves[:n]) for n in range(1, 70))
+    assert all(root_of(leaves[:n]) == root(leaves[:n]) for n in range(1, 70))
 
 
 # numbers

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import sha256
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -23,6 +22,7 @@ from executors.boundary.secagg.frames import (
 from executors.boundary.secagg.identity import Certificate, Trust, parse_certificate
 from executors.boundary.secagg.reasons import Reason, RefusedError
 from executors.boundary.secagg.thresholds import Thresholds, thresholds
+from policies.audit.tree import root_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +64,8 @@ class Roster:
 
     @cached_property
     def root(self) -> bytes:
-        """Root of the tree of signed enrolments."""
-        return merkle_root([member.frame for member in self.members])
+        """Root of the tree of signed enrolments (RFC 6962)."""
+        return root_of(member.frame for member in self.members)
 
     @cached_property
     def thresholds(self) -> Thresholds:
@@ -80,17 +80,6 @@ class Roster:
     def names(self, seats: Sequence[int]) -> list[str]:
         """Names of the members in these seats."""
         return [self.members[seat].name for seat in seats]
-
-
-def merkle_root(leaves: Sequence[bytes]) -> bytes:
-    """Root of the tree of RFC 6962, section 2.1."""
-    level = [sha256(b"\0" + leaf).digest() for leaf in leaves]
-    if not level:
-        return sha256(b"").digest()
-    while len(level) > 1:
-        paired = [sha256(b"\1" + level[i] + level[i + 1]).digest() for i in range(0, len(level) - 1, 2)]
-        level = paired + level[len(paired) * 2 :]
-    return level[0]
 
 
 def parse_enrolment(data: bytes, *, scope: bytes, epoch: int, trust: Trust) -> Member:

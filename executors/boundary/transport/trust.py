@@ -137,7 +137,8 @@ class Trust:
         """
         path = (keys_file if schema == KEYS_SCHEMA else revoked_file)(self._folder, authority)
         key = self.roots[authority].public_key()
-        assert isinstance(key, Ed25519PublicKey)
+        if not isinstance(key, Ed25519PublicKey):
+            raise InputError("bad-statement", f"the root of {authority} has no Ed25519 key")
         statement = parse_statement(read_small(path, "statement"), key, schema=schema, place=str(path))
         if (statement.run, statement.authority) != (self.run, authority):
             raise InputError("bad-statement", f"{path} is by {statement.authority} for run {statement.run}")
